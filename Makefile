@@ -1,0 +1,58 @@
+# Two commands do all the set-up on a fresh machine: `make book` and `make test`. Each creates .venv if it is missing.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SCALE  ?= laptop
+
+.DEFAULT_GOAL := help
+.PHONY: help book table1 test lint bench train lab lock clean
+
+help:           ## show this list
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "csist needs Python 3.10 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The results pages are notebooks that papermill runs: one depends on code, weights, results and the paper's numbers.
+SOURCES := $(shell find csist reproduce -name '*.py' -o -name '*.yaml' -o -path '*results/*.json' -o -name '*.safetensors' -o -name '*.csv' | grep -v checkpoints | grep -v output)
+
+book/results/%.ipynb: reproduce/%.ipynb $(SOURCES) | $(READY)
+	@mkdir -p book/results reproduce/output
+	$(BIN)/papermill $< $@.part.ipynb -p scale $(SCALE) -p output_dir reproduce/output --cwd . $(if $(CI),--no-progress-bar)
+	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
+	@mv $@.part.ipynb $@
+
+table1: book/results/table1.ipynb   ## re-evaluate the committed weights and write Table 1 (minutes)
+
+book: $(READY) book/results/table1.ipynb  ## build the book, all set-up included; prints what to open
+	$(BIN)/jupyter-book build book -W -n --keep-going --all $(if $(CI),-q)
+	@echo "Open $(CURDIR)/book/_build/html/index.html"
+
+test: $(READY)  ## run the tests, all set-up included
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check . || true
+
+bench: $(READY) ## measure rendering, metric, training and inference beside naive references; writes reproduce/results/bench.json
+	$(BIN)/python reproduce/bench.py
+
+train: $(READY) ## work through the training queue; BUDGET=25m limits it
+	$(BIN)/python reproduce/queue.py $(if $(BUDGET),--time-budget $(BUDGET))
+
+lab: $(READY)   ## open the notebooks in JupyterLab
+	$(BIN)/python -m pip install --quiet "jupyterlab>=4.2"
+	$(BIN)/jupyter lab notebooks
+
+lock: $(READY)  ## recompute requirements.lock from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	bash .ci/lock.sh $(BIN)/uv
+
+clean:          ## remove what make built (the environment and the data cache stay)
+	rm -rf book/_build book/results reproduce/output .pytest_cache

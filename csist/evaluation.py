@@ -1,0 +1,203 @@
+"""From an unmixer to scores: images to detections, methods by name, results with their provenance."""
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from csist.datasets import csist100k, frames_hash
+from csist.imaging import FocalPlane, SubpixelGrid
+from csist.networks.registry import NETWORKS, load_network, unknown_name
+from csist.scenes import Targets
+
+DETECTION_THRESHOLD = 50.0  # grey levels; the toolkit's brightness_threshold, the same for every method
+
+
+def detect(images, grid: SubpixelGrid, threshold: float = DETECTION_THRESHOLD) -> Targets:
+    """Every sub-pixel above the threshold is one detection at its centre, brightest first (the paper's read-out; book chapter "Keeping score").
+
+    Parameters
+    ----------
+    images : array (n, c*rows, c*columns)
+        Sub-pixel intensities [grey levels].
+    grid : SubpixelGrid
+        Says where the sub-pixels lie.
+    threshold : float
+        Smallest intensity that counts, inclusive [grey levels].
+    """
+    images = np.asarray(images)
+    if images.ndim != 3 or images.shape[1:] != grid.shape:
+        raise ValueError(f"detect: images must have shape (n, {grid.shape[0]}, {grid.shape[1]}); got {images.shape}")
+    flat = np.where(np.isfinite(images), images, -np.inf).reshape(len(images), -1)
+    count = (flat >= threshold).sum(1)
+    capacity = max(1, count.max(initial=0))
+    order = np.argsort(-flat, axis=1, kind="stable")[:, :capacity]
+    xy = grid.to_position(np.stack(np.unravel_index(order, grid.shape), axis=-1))
+    intensity = np.take_along_axis(flat, order, axis=1).astype(np.float64)
+    return Targets(xy, intensity, count)
+
+
+@torch.no_grad()
+def predict(network, frames, *, batch: int = 256, device: str | torch.device = "cpu", precision: str = "float32", progress: bool = False) -> np.ndarray:
+    """Sub-pixel images of a network for (n, 11, 11) frames, as (n, 11c, 11c) float32.
+
+    ``precision="bfloat16"`` runs the convolutions in bfloat16; the physics stays in float32.
+    """
+    network = network.to(device).eval().to(memory_format=torch.channels_last)
+    images = np.empty((len(frames), network.size * network.ratio, network.size * network.ratio), dtype=np.float32)
+    starts = range(0, len(frames), batch)
+    if progress:
+        from tqdm.auto import tqdm
+
+        starts = tqdm(starts, unit_scale=batch, unit="frame", disable=None)
+    for start in starts:
+        piece = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(device).float()
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
+            images[start : start + batch] = network(piece).float().cpu().numpy()
+    return images
+
+
+def check_frames(frames, shape=(11, 11)) -> np.ndarray:
+    """Frames as a finite (n, rows, columns) array of non-negative grey levels; a clear error names what is wrong."""
+    frames = np.asarray(frames)
+    if frames.ndim == 2:
+        frames = frames[None]
+    if frames.ndim != 3 or frames.shape[1:] != tuple(shape):
+        raise ValueError(f"frames must have shape (n, {shape[0]}, {shape[1]}); got {frames.shape}")
+    if not np.issubdtype(frames.dtype, np.number) or np.issubdtype(frames.dtype, np.complexfloating):
+        raise ValueError(f"frames must hold real grey levels; got dtype {frames.dtype}")
+    bad = ~np.isfinite(frames).all(axis=(1, 2))
+    if bad.any():
+        raise ValueError(f"frames must be finite; frame {int(np.argmax(bad))} holds nan or infinity ({int(bad.sum())} such frames)")
+    return frames
+
+
+def list_methods() -> list[str]:
+    """Names that :func:`unmix` takes, model-based ones first."""
+    return [*MODEL_BASED, *NETWORKS]
+
+
+def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlane | None = None, threshold: float | None = None, **options) -> Targets:
+    """Say how many targets each frame holds, where they are and how bright.
+
+    Parameters
+    ----------
+    frames : array (n, 11, 11) or (11, 11)
+        Grey levels.
+    method : str
+        One of :func:`list_methods`.
+    ratio : int
+        Sub-pixel ratio c of methods that work on a grid.
+    plane : FocalPlane, optional
+        Optics and sensor that made the frames; the networks are trained for the default one.
+    threshold : float, optional
+        Detection threshold [grey levels]; by default the method's own (50 in the paper).
+    options
+        Passed to the method.
+
+    Returns
+    -------
+    Targets
+        Estimated positions, intensities and counts, brightest first.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, frames of the wrong shape or with non-finite values.
+    FileNotFoundError
+        For a network that has not been trained yet.
+    """
+    plane = plane or FocalPlane()
+    grid = SubpixelGrid(plane.shape, ratio)
+    if method not in list_methods():
+        raise unknown_name(method, list_methods())
+    frames = check_frames(frames, plane.shape)
+    if method in MODEL_BASED:
+        images, own_threshold = MODEL_BASED[method](frames, plane, ratio, **options)
+    else:
+        images, own_threshold = predict(load_network(method, ratio), frames, **options), DETECTION_THRESHOLD
+    return detect(images, grid, own_threshold if threshold is None else threshold)
+
+
+def evaluate(method: str, split: str = "test", size: int | None = None, ratio: int = 3, *, resamples: int = 200, seed: int = 0, **options) -> dict:
+    """Score a method on a split of CSIST-100K: the scores of :func:`csist.metrics.score_report` with their provenance, as plain JSON values."""
+    from csist.metrics import score_report
+
+    data = csist100k(split, size)
+    start = time.perf_counter()
+    estimate = unmix(data.frames, method, ratio, **options)
+    seconds = time.perf_counter() - start
+    return {
+        "method": method,
+        "ratio": ratio,
+        "split": split,
+        "frames": len(data.frames),
+        "frames_sha256": frames_hash(data),
+        "scores": score_report(estimate, data.targets, resamples=resamples, seed=seed),
+        "frames_per_second": len(data.frames) / seconds,
+        "provenance": provenance(),
+    }
+
+
+def provenance() -> dict:
+    """Where a number was made: package versions, machine, commit, date."""
+    versions = {}
+    for package in ("csist", "torch", "numpy", "scipy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "commit": current_commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def device_name() -> str:
+    """The accelerator's name where there is one, else the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def current_commit() -> str | None:
+    """Short hash of the repository's commit, with ``+`` if the package differs from it; None outside a repository."""
+    folder = Path(__file__).resolve().parent
+    try:
+        run = lambda *words: subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _ista(frames, plane, ratio, momentum=False, settings=None):
+    from csist.solvers.ista import TUNED, unmix_ista
+
+    settings = settings or TUNED
+    return unmix_ista(frames, plane, ratio, settings, momentum=momentum), settings.threshold
+
+
+def _omp(frames, plane, ratio, **options):
+    from csist.solvers.greedy import omp
+
+    return omp(frames, plane, SubpixelGrid(plane.shape, ratio), **options), DETECTION_THRESHOLD
+
+
+MODEL_BASED = {
+    "ista": _ista,
+    "fista": lambda frames, plane, ratio, **options: _ista(frames, plane, ratio, momentum=True, **options),
+    "omp": _omp,
+}

@@ -1,0 +1,128 @@
+"""Networks by name: fresh ones, and ones with the committed weights."""
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from csist.imaging import check_ratio
+from csist.networks.dista_net import DistaNet
+from csist.networks.ista_net import IstaNet, IstaNetPlus
+from csist.networks.unfolding import UnmixingNetwork
+
+NETWORKS = {"ista-net": IstaNet, "ista-net+": IstaNetPlus, "dista-net": DistaNet}
+
+
+def unknown_name(name, known) -> ValueError:
+    """The error for a misspelt method: says what exists and what was probably meant."""
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ValueError(f"unknown method {name!r}; known: {', '.join(known)}.{hint}")
+
+
+def create_network(name: str, ratio: int = 3, **options) -> UnmixingNetwork:
+    """A fresh network.
+
+    Parameters
+    ----------
+    name : str
+        ``"ista-net"``, ``"ista-net+"`` or ``"dista-net"``.
+    ratio : int
+        Odd sub-pixel ratio c.
+    options
+        Passed to the network's class, for example ``stages`` or ``variant``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name (with the nearest known one), ratio or option.
+
+    >>> sum(p.numel() for p in create_network("ista-net", ratio=3, start=False).parameters())
+    171090
+    """
+    if name not in NETWORKS:
+        raise unknown_name(name, NETWORKS)
+    check_ratio(ratio)
+    known = [k for k in inspect.signature(NETWORKS[name]).parameters if k != "ratio"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it takes {', '.join(known)}")
+    return NETWORKS[name](ratio=ratio, **options)
+
+
+def weights_folders() -> list[Path]:
+    """Where committed weights are looked for: ``$CSIST_WEIGHTS``, the installed package, the repository."""
+    package = Path(__file__).resolve().parents[1]
+    folders = [package / "weights", package.parent / "reproduce" / "weights"]
+    return [Path(os.environ["CSIST_WEIGHTS"]), *folders] if os.environ.get("CSIST_WEIGHTS") else folders
+
+
+def run_name(name: str, ratio: int, seed: int = 0) -> str:
+    """Name of the run that trains the main row of a method, for example ``dista-net-c3-seed0``."""
+    return f"{name.replace('+', '-plus')}-c{ratio}-seed{seed}"
+
+
+def weights_path(run: str) -> Path | None:
+    """The committed weights of a run, or None if it has not been trained."""
+    for folder in weights_folders():
+        if (folder / f"{run}.safetensors").is_file():
+            return folder / f"{run}.safetensors"
+    return None
+
+
+def load_network(name: str, ratio: int = 3, run: str | None = None) -> UnmixingNetwork:
+    """A trained network in evaluation mode, from the committed weights (float16 on disk, float32 here).
+
+    Parameters
+    ----------
+    name, ratio
+        As for :func:`create_network`.
+    run : str, optional
+        Another run's weights, for example ``"dista-net-c3-seed1"``; by default seed 0.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that network has not been trained yet; the message says how to train it.
+    """
+    if name not in NETWORKS:
+        raise unknown_name(name, NETWORKS)
+    run = run or run_name(name, check_ratio(ratio))
+    path = weights_path(run)
+    if path is None:
+        raise FileNotFoundError(f"no weights of {run!r} in {', '.join(map(str, weights_folders()))}; train it with: python reproduce/queue.py --only {run}")
+    network, _ = read_weights(path)
+    if network.ratio != ratio:
+        raise ValueError(f"{path} holds a network for ratio {network.ratio}; asked for {ratio}")
+    return network.eval()
+
+
+def read_weights(path) -> tuple[UnmixingNetwork, dict]:
+    """The network stored in a safetensors file, and the run that made it (both from the file's own header)."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        header = json.loads((file.metadata() or {}).get("csist", "null"))
+        if header is None:
+            raise ValueError(f"{path} is no csist weights file: its header lacks the 'csist' entry")
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    network = create_network(header["network"], ratio=header["ratio"], start=False, **header.get("options", {}))
+    network.load_state_dict(tensors)
+    return network, header
+
+
+def write_weights(path, network: UnmixingNetwork, header: dict) -> None:
+    """Store parameters as float16 and buffers as float32, with a JSON header; written under a temporary name, then renamed."""
+    from safetensors.torch import save_file
+
+    parameters = {name for name, _ in network.named_parameters()}
+    tensors = {k: (v.half() if k in parameters else v.float()).contiguous().cpu() for k, v in network.state_dict().items()}
+    if not all(torch.isfinite(v).all() for v in tensors.values()):
+        raise ValueError(f"refusing to write {path}: a weight is not finite in float16")
+    temporary = f"{path}.part"
+    save_file(tensors, temporary, metadata={"csist": json.dumps(header)})
+    os.replace(temporary, path)

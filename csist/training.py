@@ -1,0 +1,433 @@
+"""Training: one visible loop, on one device or many, that can be stopped at any moment and goes on where it was.
+
+A run is data (:class:`Run`): method, ratio, seed and phases. Each phase shows the network windows or whole frames:
+
+- ``windows``: the 5 x 5 pixels about the cluster, moved inwards at the frame's border. They hold every grey level above zero that the cluster can cause
+  and cost a fifth of a frame; the network's border padding then coincides with the frame's border exactly where the cluster is near it.
+- ``frames``: the whole 11 x 11 frame, as the paper trains.
+
+Derived in the book's chapter "DISTA-Net", section "Training it".
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from csist.datasets import Frames, csist100k, frames_hash
+from csist.evaluation import DETECTION_THRESHOLD, detect, predict, provenance
+from csist.imaging import SubpixelGrid
+from csist.networks import create_network
+from csist.networks.registry import read_weights, write_weights
+from csist.scenes import Targets
+
+WINDOW = 5  # pixels; beyond +-2 px of its own pixel a target of 250 grey levels never reaches half a grey level
+CHECKPOINT_SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with its own view of the data and its own learning-rate cycle."""
+
+    view: str = "windows"  # "windows" or "frames"
+    samples: int = 80_000  # training samples shown; 80,000 are one epoch
+    rate: float = 1e-3  # peak learning rate of Adam
+    schedule: str = "cosine"  # "cosine": 5 % linear warm-up, then half a cosine to zero; "constant"
+
+    def __post_init__(self):
+        if self.view not in ("windows", "frames") or self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"Phase: view must be windows or frames, schedule cosine or constant; got {self.view!r}, {self.schedule!r}")
+        if not (self.samples > 0 and self.rate > 0):
+            raise ValueError(f"Phase: samples and rate must be positive; got {self.samples!r}, {self.rate!r}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines a training run; one entry of ``reproduce/runs.yaml``."""
+
+    name: str
+    network: str
+    ratio: int = 3
+    seed: int = 0
+    phases: tuple[Phase, ...] = (Phase(),)
+    options: dict = field(default_factory=dict)  # of the network's class
+    batch: int = 64
+    train_size: int = 80_000
+    val_size: int = 2_000  # validation frames scored after each epoch; the best score picks the weights
+    test_size: int | None = None  # None: all 10,000, scored once
+    epoch: int = 80_000  # samples between two validations
+
+    @classmethod
+    def from_dict(cls, entry: dict) -> Run:
+        """A run from plain values; unknown keys are errors."""
+        phases = tuple(Phase(**phase) for phase in entry.get("phases", [{}]))
+        return cls(**{**entry, "phases": phases})
+
+    @property
+    def steps(self) -> list[int]:
+        """Optimiser steps of each phase."""
+        return [-(-phase.samples // self.batch) for phase in self.phases]
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(phase, step within it) of a global step."""
+        for number, length in enumerate(self.steps):
+            if step < length:
+                return number, step
+            step -= length
+        return len(self.phases) - 1, self.steps[-1]
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a global step: a pure function, so that a resumed run has nothing to restore."""
+        number, inside = self.place(step)
+        phase, length = self.phases[number], self.steps[number]
+        if phase.schedule == "constant":
+            return phase.rate
+        warm = max(1, length // 20)
+        if inside < warm:
+            return phase.rate * (inside + 1) / warm
+        return phase.rate * 0.5 * (1 + math.cos(math.pi * (inside - warm) / max(1, length - warm)))
+
+
+class TrainingSet:
+    """Frames and targets in memory as uint8 and index lists; batches of either view are cut on demand.
+
+    The order is a permutation drawn from (seed, pass through the data): a pure function of the step, so a resumed run sees the same batches.
+    """
+
+    def __init__(self, data: Frames, ratio: int, seed: int):
+        self.grid = SubpixelGrid(data.frames.shape[1:], ratio)
+        self.frames = torch.from_numpy(data.frames)
+        mask = data.targets.mask
+        index = np.zeros((*mask.shape, 2), dtype=np.int64)
+        index[mask] = self.grid.to_index(data.targets.xy[mask])
+        self.index = torch.from_numpy(index)
+        self.intensity = torch.from_numpy(np.where(mask, data.targets.intensity, 0.0)).float()
+        self.origin = torch.from_numpy(window_origin(data.targets.cell, data.frames.shape[1]))
+        self.seed, self._order = seed, (-1, None)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def numbers(self, step: int, batch: int) -> torch.Tensor:
+        """Which samples make up a step's batch; batches run on across passes through the data."""
+        flat = np.arange(step * batch, (step + 1) * batch)
+        return torch.from_numpy(np.concatenate([self._permutation(int(p))[flat[flat // len(self) == p] % len(self)] for p in np.unique(flat // len(self))]))
+
+    def _permutation(self, number: int) -> np.ndarray:
+        if self._order[0] != number:
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(7, number)))
+            self._order = (number, rng.permutation(len(self)))
+        return self._order[1]
+
+    def batch(self, numbers: torch.Tensor, view: str):
+        """(frames or windows (B, n, n), sub-pixel truth (B, cn, cn), window origins or None), float32."""
+        size, ratio = self.frames.shape[-1], self.grid.ratio
+        frames, index, origin = self.frames[numbers], self.index[numbers], None
+        if view == "windows":
+            origin, size = self.origin[numbers], WINDOW
+            rows, columns = (origin[:, axis, None] + torch.arange(WINDOW) for axis in (0, 1))
+            frames = frames[torch.arange(len(numbers))[:, None, None], rows[:, :, None], columns[:, None, :]]
+            index = index - ratio * origin[:, None]
+        truth = torch.zeros(len(numbers), size * ratio, size * ratio)
+        # padding entries have intensity 0; clamping only keeps their meaningless index legal
+        index = index.clamp(0, size * ratio - 1)
+        rows = torch.arange(len(numbers))[:, None].expand(index.shape[:2])
+        truth.index_put_((rows, index[..., 0], index[..., 1]), self.intensity[numbers], accumulate=True)
+        return frames.float(), truth, origin
+
+
+def window_origin(cell: np.ndarray, size: int) -> np.ndarray:
+    """Top-left pixel of the window about a cluster's pixel (n, 2), moved inwards so that it lies on the frame."""
+    return np.clip(np.asarray(cell) - WINDOW // 2, 0, size - WINDOW)
+
+
+class LossModule(nn.Module):
+    """Makes a network's loss its forward pass, which is what data-parallel wrappers and autocast act on."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames, truth, origin):
+        return self.network.loss(frames, truth, origin)
+
+
+class Trainer:
+    """Trains one run; see :func:`train` for the short way.
+
+    Parameters
+    ----------
+    run : Run
+        What to train.
+    folder : path
+        Holds the checkpoint ``<run>.safetensors`` while the run goes on.
+    device : str, optional
+        ``"cpu"`` or ``"cuda"``; by default a GPU where there is one.
+    precision : {"bf16", "no"}
+        Mixed precision of the convolutions.
+    """
+
+    def __init__(self, run: Run, folder, *, device: str | None = None, precision: str = "bf16", data: dict[str, Frames] | None = None):
+        from accelerate import Accelerator
+        from accelerate.utils import set_seed
+
+        if device not in (None, "cpu", "cuda"):
+            raise ValueError(f"device must be None, 'cpu' or 'cuda'; got {device!r}")
+        self.run, self.path = run, Path(folder) / f"{run.name}.safetensors"
+        self.engine = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        if run.batch % self.engine.num_processes:
+            raise ValueError(f"batch {run.batch} must be divisible by the number of processes, {self.engine.num_processes}")
+        data = data or {"train": csist100k("train", run.train_size), "val": csist100k("val", run.val_size)}
+        self.data_hash, self.val = frames_hash(data["train"]), data["val"]
+        self.set = TrainingSet(data["train"], run.ratio, run.seed)
+        set_seed(run.seed)
+        self.network = create_network(run.network, ratio=run.ratio, **run.options).to(memory_format=torch.channels_last)
+        optimiser = torch.optim.Adam(self.network.parameters(), lr=run.rate(0))
+        self.module, self.optimiser = self.engine.prepare(LossModule(self.network), optimiser)
+        self.network = self.engine.unwrap_model(self.module).network
+        self.step, self.seconds, self.history, self.best = 0, 0.0, [], None
+        self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=self.engine.device), 0  # since the last validation
+        self._stop = False
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole run."""
+        return sum(self.run.steps)
+
+    def fit(self, time_budget: float | None = None, progress: bool = True) -> bool:
+        """Train until done (True) or until ``time_budget`` seconds are spent (False); a checkpoint is kept either way."""
+        from tqdm.auto import tqdm
+
+        started = saved = time.perf_counter()
+        bar = tqdm(total=self.total, initial=self.step, desc=self.run.name, unit="step", disable=None if progress and self.engine.is_main_process else True)
+        self._catch_signals()
+        while self.step < self.total:
+            tick = time.perf_counter()
+            self.loss_sum += self._optimise()
+            self.loss_count += 1
+            self.step += 1
+            bar.update()
+            seen = self.step * self.run.batch
+            if seen // self.run.epoch > (seen - self.run.batch) // self.run.epoch or self.step == self.total:
+                self._validate(float(self.loss_sum) / self.loss_count, seen)
+                self.loss_sum.zero_()
+                self.loss_count = 0
+            now = time.perf_counter()
+            self.seconds += now - tick
+            out_of_time = self._agree(self._stop or (time_budget is not None and now - started >= time_budget))
+            if out_of_time or now - saved >= CHECKPOINT_SECONDS or self.step == self.total:
+                self.save()
+                saved = time.perf_counter()
+            if out_of_time:
+                break
+        bar.close()
+        return self.step >= self.total
+
+    def _optimise(self) -> torch.Tensor:
+        """One optimiser step on this process's share of the batch; returns the loss."""
+        number, _ = self.run.place(self.step)
+        rank, world = self.engine.process_index, self.engine.num_processes
+        numbers = self.set.numbers(self.step, self.run.batch)[rank::world]
+        frames, truth, origin = self.set.batch(numbers, self.run.phases[number].view)
+        move = lambda value: None if value is None else value.to(self.engine.device, non_blocking=True)  # noqa: E731
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.run.rate(self.step)
+        self.module.train()
+        terms = self.module(move(frames), move(truth), move(origin))
+        loss = sum(terms.values())
+        self.optimiser.zero_grad(set_to_none=True)
+        self.engine.backward(loss)
+        self.optimiser.step()
+        return loss.detach()
+
+    def _validate(self, loss: float, seen: int) -> None:
+        """Score the validation frames, each exactly once, and keep the best weights."""
+        from csist.metrics import cso_map
+
+        estimate = self.estimate(self.val.frames)
+        self.network.train()
+        score = cso_map(estimate, self.val.targets)
+        number, _ = self.run.place(self.step - 1)
+        entry = {
+            "samples": seen,
+            "view": self.run.phases[number].view,
+            "loss": loss,
+            "rate": self.run.rate(self.step - 1),
+            "val_cso_map": float(score.map),
+            "val_ap": [float(a) for a in score.ap],
+            "seconds": self.seconds,
+        }
+        self.history.append(entry)
+        if self.best is None or entry["val_cso_map"] > max(e["val_cso_map"] for e in self.history[:-1]):
+            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+
+    def estimate(self, frames: np.ndarray) -> Targets:
+        """Detections on frames, shared among the processes and put together in order; every frame once."""
+        from accelerate.utils import gather_object
+
+        rank, world = self.engine.process_index, self.engine.num_processes
+        numbers = np.arange(len(frames))[rank::world]
+        precision = "bfloat16" if self.engine.mixed_precision == "bf16" else "float32"
+        images = predict(self.network, frames[numbers], device=self.engine.device, precision=precision)
+        local = detect(images, self.set.grid, DETECTION_THRESHOLD)
+        if world == 1:
+            return local
+        pieces = gather_object([(int(i), local.xy[k, :m], local.intensity[k, :m]) for k, (i, m) in enumerate(zip(numbers, local.count))])
+        pieces.sort(key=lambda piece: piece[0])
+        if [piece[0] for piece in pieces] != list(range(len(frames))):
+            raise RuntimeError("the processes together must score every frame exactly once")
+        return Targets.from_lists([piece[1] for piece in pieces], [piece[2] for piece in pieces])
+
+    def _agree(self, stop: bool) -> bool:
+        """All processes stop together when the first one wants to."""
+        if self.engine.num_processes == 1:
+            return stop
+        flag = torch.tensor([float(stop)], device=self.engine.device)
+        return bool(self.engine.reduce(flag, reduction="sum").item() > 0)
+
+    def _catch_signals(self) -> None:
+        """SIGTERM and Ctrl-C end the run cleanly after the step in progress (only the main thread may ask for this)."""
+
+        def stop(*_):
+            self._stop = True
+
+        try:
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, stop)
+        except ValueError:
+            pass
+
+    def save(self) -> None:
+        """Checkpoint: weights, best weights, optimiser and progress in one safetensors file, written then renamed; never pickle."""
+        if not self.engine.is_main_process:
+            return
+        from safetensors.torch import save_file
+
+        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
+        header = {
+            "run": asdict(self.run),
+            "data": self.data_hash,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "loss": [float(self.loss_sum), self.loss_count],
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".part")
+        # clones: tensors that share storage, and channels-last ones, are not accepted as they are
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary), metadata={"checkpoint": json.dumps(header)})
+        os.replace(temporary, self.path)
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint if there is one; False if there is none. A checkpoint of another run or other data is an error."""
+        if not self.path.exists():
+            return False
+        from safetensors import safe_open
+
+        with safe_open(str(self.path), framework="pt") as file:
+            header = json.loads(file.metadata()["checkpoint"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if header["run"] != json.loads(json.dumps(asdict(self.run))) or header["data"] != self.data_hash:
+            raise ValueError(f"{self.path} belongs to another version of the run {self.run.name!r}; delete it to start afresh, or restore the run's entry")
+
+        def part(prefix):
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.network.load_state_dict(part("network/"))
+        self.best = part("best/") or None
+        self.step, self.seconds, self.history = header["step"], header["seconds"], header["history"]
+        self.loss_sum.fill_(header["loss"][0])
+        self.loss_count = header["loss"][1]
+        state = self.optimiser.state_dict()
+        numbers = sorted({int(k.split("/")[0]) for k in part("optimiser/")})
+        state["state"] = {n: part(f"optimiser/{n}/") for n in numbers}
+        self.optimiser.load_state_dict(state)
+        return True
+
+
+def train(run: Run, folder="reproduce/checkpoints", *, time_budget: float | None = None, resume: bool = True, results=None, weights=None, **options) -> dict | None:
+    """Train a run, write its weights, score the test split once; returns the result, or None if the time budget ended first.
+
+    Parameters
+    ----------
+    run : Run
+        What to train.
+    folder : path
+        For the checkpoint.
+    time_budget : float, optional
+        Seconds; the run stops cleanly when they are spent and goes on at the next call.
+    resume : bool
+        Go on from a checkpoint, if there is one.
+    results, weights : path, optional
+        Folders for ``<run>.json`` and ``<run>.safetensors``; by default beside ``folder``.
+    options
+        ``device`` and ``precision`` of :class:`Trainer`, ``progress``.
+    """
+    progress = options.pop("progress", True)
+    trainer = Trainer(run, folder, **options)
+    if resume:
+        trainer.resume()
+    if not trainer.fit(time_budget, progress):
+        return None
+    results, weights = Path(results or Path(folder).parent / "results"), Path(weights or Path(folder).parent / "weights")
+    result = None
+    if trainer.engine.is_main_process:
+        result = finish(trainer, results, weights)
+    trainer.engine.wait_for_everyone()
+    return result
+
+
+def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
+    """Store the best epoch's weights as float16, score the test split with exactly those, and write the run's one result file."""
+    run = trainer.run
+    results.mkdir(parents=True, exist_ok=True)
+    weights.mkdir(parents=True, exist_ok=True)
+    trainer.network.load_state_dict(trainer.best)
+    header = {"network": run.network, "ratio": run.ratio, "options": run.options, "run": run.name, "seed": run.seed}
+    write_weights(weights / f"{run.name}.safetensors", trainer.network, header)
+    best = max(range(len(trainer.history)), key=lambda i: trainer.history[i]["val_cso_map"])
+    result = {
+        "run": asdict(run),
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "train_sha256": trainer.data_hash,
+        "precision": trainer.engine.mixed_precision,
+        "processes": trainer.engine.num_processes,
+        "hours": trainer.seconds / 3600,
+        "history": trainer.history,
+        "selected": trainer.history[best],
+        "test": score_weights(weights / f"{run.name}.safetensors", run.test_size, device=str(trainer.engine.device)),
+        "provenance": provenance(),
+    }
+    write_json(results / f"{run.name}.json", result)
+    return result
+
+
+def score_weights(path, size: int | None = None, *, device: str = "cpu", resamples: int = 200) -> dict:
+    """Scores of a weights file on the test split, in float32."""
+    from csist.metrics import psnr_ssim, score_report
+
+    network, _ = read_weights(path)
+    data, grid = csist100k("test", size), SubpixelGrid(network.plane.shape, network.ratio)
+    images = predict(network, data.frames, device=device)
+    report = score_report(detect(images, grid), data.targets, resamples=resamples, seed=0)
+    psnr, ssim = psnr_ssim(images, grid.image(data.targets))
+    return {"frames": len(data.frames), "frames_sha256": frames_hash(data), "psnr": float(psnr), "ssim": float(ssim), **report}
+
+
+def write_json(path, value) -> None:
+    """Write JSON under a temporary name, then rename: a reader never sees half a file."""
+    path = Path(path)
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)

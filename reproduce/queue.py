@@ -1,0 +1,125 @@
+"""Work through the training runs of runs.yaml that are not finished yet, most valuable first, inside a time budget.
+
+    python reproduce/queue.py --list
+    python reproduce/queue.py --time-budget 25m
+    python reproduce/queue.py --only dista-net-c3-seed0 --device cpu --threads 1
+    torchrun --nproc_per_node=4 reproduce/queue.py --time-budget 2h
+
+A finished run has a result in ``reproduce/results`` and weights in ``reproduce/weights``; it is skipped. A run that is cut short, by the budget or by
+force, goes on from its checkpoint. Several workers can share the queue: a run that another one holds is skipped.
+"""
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import re
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# Python puts a script's folder first on its path, where this file would hide the standard library's own module "queue".
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+
+import yaml  # noqa: E402
+
+
+def load_runs(path=HERE / "runs.yaml"):
+    """The runs of runs.yaml in priority order."""
+    from csist.training import Run
+
+    runs = [Run.from_dict(entry) for entry in yaml.safe_load(Path(path).read_text())["runs"]]
+    names = [run.name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: every run needs its own name; used twice: {', '.join(twice)}")
+    return runs
+
+
+def seconds(text: str) -> float:
+    """A duration such as 90, 90s, 25m or 1.5h in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"a duration looks like 90s, 25m or 1.5h; got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def hold(path: Path):
+    """An exclusive lock that dies with the process; None if somebody else holds it. Under torchrun rank 0 holds it for all."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = open(path, "w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except OSError:
+        handle.close()
+        return None
+
+
+def pack(folders, target: Path, part_bytes: int = 15 * 2**20) -> list[Path]:
+    """Tar some folders and cut the archive into parts; join them again with ``cat results.tar.gz.* | tar xz``."""
+    whole = target / "results.tar.gz"
+    with tarfile.open(whole, "w:gz", compresslevel=1) as archive:
+        for folder in folders:
+            if folder.is_dir():
+                archive.add(folder, folder.name)
+    parts = []
+    with open(whole, "rb") as source:
+        while chunk := source.read(part_bytes):
+            parts.append(target / f"results.tar.gz.{len(parts):02d}")
+            parts[-1].write_bytes(chunk)
+    whole.unlink()
+    return parts
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--time-budget", type=seconds, default=None, help="stop cleanly after this long, for example 25m")
+    parser.add_argument("--only", nargs="+", default=None, metavar="RUN", help="these runs, in the given order")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
+    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of this worker")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder with results/, weights/ and checkpoints/")
+    parser.add_argument("--runs", type=Path, default=HERE / "runs.yaml")
+    parser.add_argument("--pack", type=Path, default=None, help="afterwards put results, weights and checkpoints there as parts of one archive")
+    parser.add_argument("--list", action="store_true", help="show the runs and what is left of them")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from csist.training import train
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runs = {run.name: run for run in load_runs(options.runs)}
+    unknown = [name for name in options.only or [] if name not in runs]
+    if unknown:
+        parser.error(f"no such run: {', '.join(unknown)}; known: {', '.join(runs)}")
+    results, weights, checkpoints = (options.output / name for name in ("results", "weights", "checkpoints"))
+    deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
+    for name in options.only or runs:
+        finished = (results / f"{name}.json").exists()
+        if options.list:
+            state = "finished" if finished else "begun" if (checkpoints / f"{name}.safetensors").exists() else "not trained yet"
+            print(f"{name:32} {state}")
+            continue
+        left = None if deadline is None else deadline - time.monotonic()
+        lock = None if finished or (left is not None and left <= 0) else hold(checkpoints / f"{name}.lock")
+        if lock is None:
+            continue
+        result = train(runs[name], checkpoints, time_budget=left, results=results, weights=weights, device=options.device, precision=options.precision)
+        if result is not None:
+            print(f"{name}: CSO-mAP x 100 = {100 * result['test']['cso_map']:.2f} on test, {result['hours']:.2f} h", flush=True)
+    if options.pack:
+        options.pack.mkdir(parents=True, exist_ok=True)
+        for part in pack([results, weights, checkpoints], options.pack):
+            print(part.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
