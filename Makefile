@@ -38,7 +38,6 @@ test: $(READY)  ## run the tests, all set-up included
 
 lint: $(READY)  ## check the style
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check . || true
 
 bench: $(READY) ## measure rendering, metric, training and inference beside naive references; writes reproduce/results/bench.json
 	$(BIN)/python reproduce/bench.py

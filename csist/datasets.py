@@ -27,7 +27,9 @@ class Frames(NamedTuple):
     targets: Targets
 
 
-def csist100k(split: str = "test", size: int | None = None, seed: int = DEFAULT_SEED, *, plane: FocalPlane | None = None, cluster_shift=0.0, cache: bool = True) -> Frames:
+def csist100k(
+    split: str = "test", size: int | None = None, seed: int = DEFAULT_SEED, *, plane: FocalPlane | None = None, cluster_shift=0.0, cache: bool = True
+) -> Frames:
     """CSIST-100K regenerated: 11 x 11 frames of 1 to 5 targets inside one pixel (paper, section 4.1; book chapter "CSIST-100K rebuilt").
 
     The data are a pure function of the arguments. Each block of 1,000 frames has its own random stream, derived from (seed, split, block), so splits

@@ -192,7 +192,9 @@ def show_light(targets: Targets, plane: FocalPlane, ax: Axes, *, zoom: int = 1, 
     return ax
 
 
-def show_subpixels(image, grid: SubpixelGrid, ax: Axes, *, targets: Targets | None = None, zoom: int | None = None, title: str | None = None, labels: bool = True) -> Axes:
+def show_subpixels(
+    image, grid: SubpixelGrid, ax: Axes, *, targets: Targets | None = None, zoom: int | None = None, title: str | None = None, labels: bool = True
+) -> Axes:
     """A sub-pixel image in the coordinates of its frame: thick lines are pixel borders, thin ones sub-pixel borders."""
     rows, columns = grid.frame_shape
     image = np.asarray(image).reshape(grid.shape)
@@ -295,3 +297,40 @@ def _write_values(ax: Axes, frame: np.ndarray, vmax: float) -> None:
 def _mark_saturated(ax: Axes, frame: np.ndarray, full_scale: float) -> None:
     for i, j in np.argwhere(frame >= full_scale):
         ax.fill([j + 0.2, j + 0.46, j + 0.46], [i - 0.46, i - 0.46, i - 0.2], color=SATURATED, lw=0)
+
+
+def show_signed(
+    values,
+    ax: Axes,
+    *,
+    grid: SubpixelGrid | None = None,
+    targets: Targets | None = None,
+    zoom: int | None = None,
+    limit: float | None = None,
+    numbers: bool = False,
+    title: str | None = None,
+    labels: bool = True,
+) -> Axes:
+    """An image that may be negative: white is zero, orange positive, purple negative.
+
+    With ``grid`` it is a sub-pixel image in its frame's coordinates, ``zoom`` pixels about the cluster; without, a small matrix such as a kernel.
+    ``limit`` is the value of the deepest colours, by default the largest magnitude; ``numbers`` writes the entries.
+    """
+    values = np.asarray(values)
+    limit = limit or max(float(abs(values).max()), 1e-9)
+    if grid is None:
+        ax.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        ax.set(xticks=[], yticks=[], title=title or "")
+        ax.spines[:].set_visible(True)
+    else:
+        rows, columns = grid.frame_shape
+        ax.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), interpolation="nearest")
+        coarse = abs(values).reshape(rows, grid.ratio, columns, grid.ratio).sum((1, 3))
+        _frame_axes(ax, grid.frame_shape, _window(coarse, zoom, targets), True, labels, title)
+    if numbers:
+        for i, j in np.ndindex(values.shape):
+            dark = values[i, j] < -0.5 * limit or values[i, j] > 0.75 * limit
+            ax.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    if targets is not None:
+        show_targets(targets, ax)
+    return ax

@@ -90,7 +90,7 @@ class Targets:
         """The targets of some frames (a slice, a mask or an integer array; one integer keeps the frame axis)."""
         if isinstance(index, (int, np.integer)):
             index = [index]
-        pick = lambda value: None if value is None else value[index]  # noqa: E731
+        pick = lambda value: None if value is None else value[index]
         return Targets(self.xy[index], self.intensity[index], self.count[index], pick(self.sigma), pick(self.score))
 
     def with_score(self, score) -> Targets:
@@ -121,7 +121,8 @@ class Targets:
             for i, row in enumerate(rows):
                 # Checked, because a single number or a flat (x, y) would otherwise spread over all targets of the frame.
                 if np.size(row) != count[i] * math.prod(tail) or (count[i] and np.shape(row) != (count[i], *tail)):
-                    raise ValueError(f"Targets.from_lists: frame {i} has {count[i]} positions, so it needs an array {(int(count[i]), *tail)}; got {np.shape(row)}")
+                    needed = (int(count[i]), *tail)
+                    raise ValueError(f"Targets.from_lists: frame {i} has {count[i]} positions, so it needs an array {needed}; got {np.shape(row)}")
                 if count[i]:
                     full[i, : count[i]] = row
             return full
@@ -157,7 +158,7 @@ def random_targets(
     rng : numpy.random.Generator
         The only source of randomness.
     count : (int, int) or array (n,)
-        Smallest and largest number of targets, all equally likely; or the number for each frame.
+        A tuple: smallest and largest number of targets, all equally likely. An array or list: the number for each frame.
     intensity : (float, float)
         Range of total flux [grey levels], uniform.
     min_distance : float
@@ -202,14 +203,16 @@ def random_targets(
 
 
 def _draw_counts(n: int, rng: np.random.Generator, count) -> np.ndarray:
-    count = np.asarray(count)
-    if count.shape == (n,) and n != 2:
-        counts = count.astype(np.int64)
-    elif count.shape == (2,) and 0 <= count[0] <= count[1]:
-        counts = rng.integers(int(count[0]), int(count[1]) + 1, n)
-    else:
-        raise ValueError(f"random_targets: count must be (smallest, largest) with 0 <= smallest <= largest, or one number per frame; got {count!r}")
-    return counts
+    """Number of targets of each frame: a tuple is a range, an array is one number per frame."""
+    whole = np.issubdtype(np.asarray(count).dtype, np.integer) and np.min(count, initial=0) >= 0
+    if whole and isinstance(count, tuple) and len(count) == 2 and count[0] <= count[1]:
+        return rng.integers(int(count[0]), int(count[1]) + 1, n)
+    if whole and not isinstance(count, tuple) and np.shape(count) == (n,):
+        return np.asarray(count, dtype=np.int64)
+    raise ValueError(
+        "random_targets: count must be a tuple (smallest, largest) of whole numbers with 0 <= smallest <= largest, "
+        f"or an array with one number for each of the {n} frames; got {count!r}"
+    )
 
 
 def _place_clusters(n: int, number: int, min_distance: float, rng: np.random.Generator) -> np.ndarray:

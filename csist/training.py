@@ -10,10 +10,12 @@ Derived in the book's chapter "DISTA-Net", section "Training it".
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +62,7 @@ class Run:
     phases: tuple[Phase, ...] = (Phase(),)
     options: dict = field(default_factory=dict)  # of the network's class
     batch: int = 64
+    clip: float | None = None  # largest norm of a step's gradient; see reproduce/runs.yaml for who needs it
     train_size: int = 80_000
     val_size: int = 2_000  # validation frames scored after each epoch; the best score picks the weights
     test_size: int | None = None  # None: all 10,000, scored once
@@ -150,14 +153,15 @@ def window_origin(cell: np.ndarray, size: int) -> np.ndarray:
 
 
 class LossModule(nn.Module):
-    """Makes a network's loss its forward pass, which is what data-parallel wrappers and autocast act on."""
+    """Makes a network's loss its forward pass, which is what data-parallel wrappers act on, and runs it in the precision asked for."""
 
-    def __init__(self, network):
+    def __init__(self, network, precision: str):
         super().__init__()
-        self.network = network
+        self.network, self.precision = network, precision
 
     def forward(self, frames, truth, origin):
-        return self.network.loss(frames, truth, origin)
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.network.loss(frames, truth, origin)
 
 
 class Trainer:
@@ -181,8 +185,14 @@ class Trainer:
 
         if device not in (None, "cpu", "cuda"):
             raise ValueError(f"device must be None, 'cpu' or 'cuda'; got {device!r}")
-        self.run, self.path = run, Path(folder) / f"{run.name}.safetensors"
-        self.engine = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device 'cuda' was asked for, but PyTorch sees no such GPU; use device='cpu'")
+        if precision not in ("bf16", "no"):
+            raise ValueError(f"precision must be 'bf16' or 'no'; got {precision!r}")
+        self.run, self.path, self.precision = run, Path(folder) / f"{run.name}.safetensors", precision
+        # The precision is LossModule's: Accelerate allows only one in the life of a process, and a notebook may want two.
+        # Without a GPU say "cpu" outright: left alone, Accelerate takes Apple's MPS, which lacks the float64 of the loss sum.
+        self.engine = Accelerator(mixed_precision="no", cpu=device == "cpu" or not torch.cuda.is_available())
         if run.batch % self.engine.num_processes:
             raise ValueError(f"batch {run.batch} must be divisible by the number of processes, {self.engine.num_processes}")
         data = data or {"train": csist100k("train", run.train_size), "val": csist100k("val", run.val_size)}
@@ -191,11 +201,11 @@ class Trainer:
         set_seed(run.seed)
         self.network = create_network(run.network, ratio=run.ratio, **run.options).to(memory_format=torch.channels_last)
         optimiser = torch.optim.Adam(self.network.parameters(), lr=run.rate(0))
-        self.module, self.optimiser = self.engine.prepare(LossModule(self.network), optimiser)
+        self.module, self.optimiser = self.engine.prepare(LossModule(self.network, precision), optimiser)
         self.network = self.engine.unwrap_model(self.module).network
         self.step, self.seconds, self.history, self.best = 0, 0.0, [], None
         self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=self.engine.device), 0  # since the last validation
-        self._stop = False
+        self.interrupted = False  # by SIGTERM or Ctrl-C
 
     @property
     def total(self) -> int:
@@ -208,7 +218,7 @@ class Trainer:
 
         started = saved = time.perf_counter()
         bar = tqdm(total=self.total, initial=self.step, desc=self.run.name, unit="step", disable=None if progress and self.engine.is_main_process else True)
-        self._catch_signals()
+        handlers = self._catch_signals()
         while self.step < self.total:
             tick = time.perf_counter()
             self.loss_sum += self._optimise()
@@ -217,18 +227,22 @@ class Trainer:
             bar.update()
             seen = self.step * self.run.batch
             if seen // self.run.epoch > (seen - self.run.batch) // self.run.epoch or self.step == self.total:
-                self._validate(float(self.loss_sum) / self.loss_count, seen)
+                self._validate(float(self.engine.reduce(self.loss_sum / self.loss_count, "mean")), seen)
                 self.loss_sum.zero_()
                 self.loss_count = 0
             now = time.perf_counter()
             self.seconds += now - tick
-            out_of_time = self._agree(self._stop or (time_budget is not None and now - started >= time_budget))
-            if out_of_time or now - saved >= CHECKPOINT_SECONDS or self.step == self.total:
+            out_of_time = time_budget is not None and now - started >= time_budget
+            self.interrupted, out_of_time, due = self._agree(self.interrupted, out_of_time, now - saved >= CHECKPOINT_SECONDS)
+            stop = self.interrupted or out_of_time
+            if stop or due or self.step == self.total:
                 self.save()
                 saved = time.perf_counter()
-            if out_of_time:
+            if stop:
                 break
         bar.close()
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
         return self.step >= self.total
 
     def _optimise(self) -> torch.Tensor:
@@ -237,7 +251,7 @@ class Trainer:
         rank, world = self.engine.process_index, self.engine.num_processes
         numbers = self.set.numbers(self.step, self.run.batch)[rank::world]
         frames, truth, origin = self.set.batch(numbers, self.run.phases[number].view)
-        move = lambda value: None if value is None else value.to(self.engine.device, non_blocking=True)  # noqa: E731
+        move = lambda value: None if value is None else value.to(self.engine.device, non_blocking=True)
         for group in self.optimiser.param_groups:
             group["lr"] = self.run.rate(self.step)
         self.module.train()
@@ -245,6 +259,8 @@ class Trainer:
         loss = sum(terms.values())
         self.optimiser.zero_grad(set_to_none=True)
         self.engine.backward(loss)
+        if self.run.clip is not None:
+            self.engine.clip_grad_norm_(self.module.parameters(), self.run.clip)
         self.optimiser.step()
         return loss.detach()
 
@@ -275,7 +291,7 @@ class Trainer:
 
         rank, world = self.engine.process_index, self.engine.num_processes
         numbers = np.arange(len(frames))[rank::world]
-        precision = "bfloat16" if self.engine.mixed_precision == "bf16" else "float32"
+        precision = "bfloat16" if self.precision == "bf16" else "float32"
         images = predict(self.network, frames[numbers], device=self.engine.device, precision=precision)
         local = detect(images, self.set.grid, DETECTION_THRESHOLD)
         if world == 1:
@@ -286,27 +302,26 @@ class Trainer:
             raise RuntimeError("the processes together must score every frame exactly once")
         return Targets.from_lists([piece[1] for piece in pieces], [piece[2] for piece in pieces])
 
-    def _agree(self, stop: bool) -> bool:
-        """All processes stop together when the first one wants to."""
+    def _agree(self, *wishes: bool) -> list[bool]:
+        """What one process wants, all do: they must leave the loop together."""
         if self.engine.num_processes == 1:
-            return stop
-        flag = torch.tensor([float(stop)], device=self.engine.device)
-        return bool(self.engine.reduce(flag, reduction="sum").item() > 0)
+            return list(wishes)
+        flags = torch.tensor([float(wish) for wish in wishes], device=self.engine.device)
+        return [count > 0 for count in self.engine.reduce(flags, reduction="sum").tolist()]
 
-    def _catch_signals(self) -> None:
-        """SIGTERM and Ctrl-C end the run cleanly after the step in progress (only the main thread may ask for this)."""
+    def _catch_signals(self) -> dict:
+        """SIGTERM and Ctrl-C end the run cleanly after the step in progress; returns the handlers to put back afterwards."""
 
         def stop(*_):
-            self._stop = True
+            self.interrupted = True
 
-        try:
-            for name in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(name, stop)
-        except ValueError:
-            pass
+        if threading.current_thread() is not threading.main_thread():
+            return {}  # Python lets only the main thread ask for this
+        return {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
 
     def save(self) -> None:
         """Checkpoint: weights, best weights, optimiser and progress in one safetensors file, written then renamed; never pickle."""
+        loss_sum = float(self.engine.reduce(self.loss_sum, "mean"))  # of all processes, so before the others leave
         if not self.engine.is_main_process:
             return
         from safetensors.torch import save_file
@@ -321,7 +336,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
-            "loss": [float(self.loss_sum), self.loss_count],
+            "loss": [loss_sum, self.loss_count],
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".part")
@@ -333,11 +348,14 @@ class Trainer:
         """Go on from the checkpoint if there is one; False if there is none. A checkpoint of another run or other data is an error."""
         if not self.path.exists():
             return False
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(str(self.path), framework="pt") as file:
-            header = json.loads(file.metadata()["checkpoint"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        try:
+            with safe_open(str(self.path), framework="pt") as file:
+                header = json.loads((file.metadata() or {})["checkpoint"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{self.path} is no whole checkpoint ({error}); delete it to start afresh") from error
         if header["run"] != json.loads(json.dumps(asdict(self.run))) or header["data"] != self.data_hash:
             raise ValueError(f"{self.path} belongs to another version of the run {self.run.name!r}; delete it to start afresh, or restore the run's entry")
 
@@ -356,7 +374,9 @@ class Trainer:
         return True
 
 
-def train(run: Run, folder="reproduce/checkpoints", *, time_budget: float | None = None, resume: bool = True, results=None, weights=None, **options) -> dict | None:
+def train(
+    run: Run, folder="reproduce/checkpoints", *, time_budget: float | None = None, resume: bool = True, results=None, weights=None, **options
+) -> dict | None:
     """Train a run, write its weights, score the test split once; returns the result, or None if the time budget ended first.
 
     Parameters
@@ -373,19 +393,28 @@ def train(run: Run, folder="reproduce/checkpoints", *, time_budget: float | None
         Folders for ``<run>.json`` and ``<run>.safetensors``; by default beside ``folder``.
     options
         ``device`` and ``precision`` of :class:`Trainer`, ``progress``.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After SIGTERM or Ctrl-C, once the checkpoint is written.
     """
+    from accelerate.utils import broadcast_object_list
+
     progress = options.pop("progress", True)
     trainer = Trainer(run, folder, **options)
     if resume:
         trainer.resume()
-    if not trainer.fit(time_budget, progress):
+    done = trainer.fit(time_budget, progress)
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"{run.name} was interrupted; it goes on from {trainer.path}")
+    if not done:
         return None
     results, weights = Path(results or Path(folder).parent / "results"), Path(weights or Path(folder).parent / "weights")
     result = None
     if trainer.engine.is_main_process:
         result = finish(trainer, results, weights)
-    trainer.engine.wait_for_everyone()
-    return result
+    return broadcast_object_list([result])[0]  # every process waits here for the first one's result
 
 
 def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
@@ -401,7 +430,8 @@ def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
         "run": asdict(run),
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "train_sha256": trainer.data_hash,
-        "precision": trainer.engine.mixed_precision,
+        "weights_sha256": hashlib.sha256((weights / f"{run.name}.safetensors").read_bytes()).hexdigest(),
+        "precision": trainer.precision,
         "processes": trainer.engine.num_processes,
         "hours": trainer.seconds / 3600,
         "history": trainer.history,

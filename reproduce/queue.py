@@ -47,11 +47,9 @@ def seconds(text: str) -> float:
 
 
 def hold(path: Path):
-    """An exclusive lock that dies with the process; None if somebody else holds it. Under torchrun rank 0 holds it for all."""
-    if int(os.environ.get("RANK", 0)) > 0:
-        return path
+    """An exclusive lock that dies with the process; None if somebody else holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(path, "w")
+    handle = open(path, "w")  # noqa: SIM115
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return handle
@@ -60,8 +58,33 @@ def hold(path: Path):
         return None
 
 
+def claim(name: str, deadline: float | None, output: Path):
+    """(lock, seconds left or None) of a run to train now; None to pass it over: finished, held by another worker, or no time left."""
+    left = None if deadline is None else deadline - time.monotonic()
+    lock = None if left is not None and left <= 0 else hold(output / "checkpoints" / f"{name}.lock")
+    if lock is None:
+        return None
+    if (output / "results" / f"{name}.json").exists():  # asked under the lock, because another worker may just have finished it
+        lock.close()
+        return None
+    return lock, left
+
+
+def of_first_process(value, device=None):
+    """The first process's value, on all: under torchrun one that trained a run which the others pass over would wait for them for ever."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return value
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=device == "cpu")
+    return broadcast_object_list([value])[0]
+
+
 def pack(folders, target: Path, part_bytes: int = 15 * 2**20) -> list[Path]:
     """Tar some folders and cut the archive into parts; join them again with ``cat results.tar.gz.* | tar xz``."""
+    for old in target.glob("results.tar.gz.*"):
+        old.unlink()  # a part of an earlier, longer archive would spoil the joined file
     whole = target / "results.tar.gz"
     with tarfile.open(whole, "w:gz", compresslevel=1) as archive:
         for folder in folders:
@@ -101,24 +124,32 @@ def main(arguments=None) -> int:
         parser.error(f"no such run: {', '.join(unknown)}; known: {', '.join(runs)}")
     results, weights, checkpoints = (options.output / name for name in ("results", "weights", "checkpoints"))
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
+    first, status = int(os.environ.get("RANK", 0)) == 0, 0
     for name in options.only or runs:
-        finished = (results / f"{name}.json").exists()
         if options.list:
-            state = "finished" if finished else "begun" if (checkpoints / f"{name}.safetensors").exists() else "not trained yet"
-            print(f"{name:32} {state}")
+            begun = (checkpoints / f"{name}.safetensors").exists()
+            print(f"{name:32} {'finished' if (results / f'{name}.json').exists() else 'begun' if begun else 'not trained yet'}")
             continue
-        left = None if deadline is None else deadline - time.monotonic()
-        lock = None if finished or (left is not None and left <= 0) else hold(checkpoints / f"{name}.lock")
-        if lock is None:
+        claimed = claim(name, deadline, options.output) if first else None
+        turn = of_first_process(claimed and claimed[1:], options.device)
+        if turn is None:
             continue
-        result = train(runs[name], checkpoints, time_budget=left, results=results, weights=weights, device=options.device, precision=options.precision)
-        if result is not None:
+        try:
+            result = train(runs[name], checkpoints, time_budget=turn[0], results=results, weights=weights, device=options.device, precision=options.precision)
+        except KeyboardInterrupt as interrupt:
+            print(interrupt, file=sys.stderr)
+            status = 130
+            break
+        finally:
+            if claimed:
+                claimed[0].close()
+        if result is not None and first:
             print(f"{name}: CSO-mAP x 100 = {100 * result['test']['cso_map']:.2f} on test, {result['hours']:.2f} h", flush=True)
-    if options.pack:
+    if options.pack and first:
         options.pack.mkdir(parents=True, exist_ok=True)
         for part in pack([results, weights, checkpoints], options.pack):
             print(part.name)
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -253,7 +253,14 @@ def test_wrong_frame_size(folder, width, height):
 
 @pytest.mark.parametrize(
     "mode, kind",
-    [("I;16", "16-bit grey"), ("RGB", "8-bit RGB colour"), ("RGBA", "8-bit RGB colour with alpha"), ("LA", "8-bit grey with alpha"), ("P", "palette"), ("1", "1-bit grey")],
+    [
+        ("I;16", "16-bit grey"),
+        ("RGB", "8-bit RGB colour"),
+        ("RGBA", "8-bit RGB colour with alpha"),
+        ("LA", "8-bit grey with alpha"),
+        ("P", "palette"),
+        ("1", "1-bit grey"),
+    ],
 )
 def test_other_kinds_of_png(folder, mode, kind):
     Image.new(mode, (11, 11)).save(frame_path(folder))
@@ -337,7 +344,8 @@ def test_huge_files_cost_nothing(folder, maker):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not xml", b"<annotation>", b"<annotation></object></annotation>", b"<annotation/><annotation/>", b"<annotation>&bomb;</annotation>", bytes(50)]
+    "content",
+    [b"", b"not xml", b"<annotation>", b"<annotation></object></annotation>", b"<annotation/><annotation/>", b"<annotation>&bomb;</annotation>", bytes(50)],
 )
 def test_malformed_xml(folder, content):
     annotation_path(folder).write_bytes(content)
@@ -402,7 +410,11 @@ def test_repeated_fields(folder):
 
 
 @pytest.mark.parametrize("field", ["x", "y", "brightness"])
-@pytest.mark.parametrize("text", ["", " ", "five", "nan", "-NaN", "sNaN", "inf", "-Infinity", "1e999", "1e99999999999999999999", "1_0", "4,5", "0x10", "4.5 4.5", "9" * 500_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "five", "nan", "-NaN", "sNaN", "inf", "-Infinity", "1e999", "1e99999999999999999999", "1_0", "4,5", "0x10", "4.5 4.5", "9" * 500_000],
+    ids=lambda text: text[:8] or "empty",
+)
 def test_fields_that_are_no_finite_number(folder, field, text):
     annotation_path(folder).write_bytes(small_xml(target_xml(**{field: text})))
     message = refused(folder, annotation_path(folder), "object 1", {"x": "xc", "y": "yc"}.get(field, field), "finite decimal number such as 4.5")
@@ -419,7 +431,10 @@ def test_other_kinds_of_object(folder):
     refused(folder, annotation_path(folder), "object 1", "'Bird'", "'Target'")
 
 
-@pytest.mark.parametrize("size, words", [("<height>12</height><width>11</width>", "height 12"), ("<height>11</height><width>5</width>", "width 5"), ("<width>x</width>", "finite decimal")])
+@pytest.mark.parametrize(
+    "size, words",
+    [("<height>12</height><width>11</width>", "height 12"), ("<height>11</height><width>5</width>", "width 5"), ("<width>x</width>", "finite decimal")],
+)
 def test_stated_size_must_fit(folder, size, words):
     annotation_path(folder).write_bytes(small_xml(size=f"<size>{size}</size>"))
     refused(folder, annotation_path(folder), words)

@@ -153,7 +153,7 @@ def test_large_lambda_gives_nothing_and_bias_is_lambda_over_norm_squared():
 # Batches -----------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"momentum": True}, {"momentum": False}, {"momentum": True, "non_negative": True, "mask_saturated": True, "initial": "pinv"}])
+@pytest.mark.parametrize("options", [{"momentum": True}, {"momentum": False}, {"momentum": True, "non_negative": True, "mask_saturated": True}])
 def test_a_frame_does_not_notice_its_neighbours(frames, options):
     options = {"sparsity": 20.0, "tolerance": 0.5, "max_iterations": 400, **options}
     many = ista(np.concatenate([frames] * 3), PLANE, GRID, **options)  # 36 frames: two blocks
@@ -220,7 +220,7 @@ def test_masked_objective_is_the_weighted_one(frames):
 
 def test_paper_preset_is_the_toolkits_iteration(frames):
     """Three lines with the dense matrix say what the script does."""
-    assert PAPER == IstaSettings(1.0, "pinv", 3000, 1e-4, False, False, False, 50.0)
+    assert IstaSettings(1.0, "pinv", 3000, 1e-4, False, False, False, 50.0) == PAPER
     matrix, frame = PLANE.steering_matrix(GRID), frames[0].ravel().astype(float)
     image, step = np.linalg.pinv(matrix) @ frame, 1 / np.linalg.norm(matrix, 2) ** 2
     for _ in range(200):
@@ -320,7 +320,14 @@ def test_frames_are_checked(bad, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"n_targets": -1}, "n_targets"), ({"n_targets": 122}, "0 to 121"), ({"n_targets": [1, 2]}, "one per frame"), ({"n_targets": 1.5}, "whole"), ({"tolerance": -1.0}, "tolerance"), ({"max_targets": -1}, "max_targets")],
+    [
+        ({"n_targets": -1}, "n_targets"),
+        ({"n_targets": 122}, "0 to 121"),
+        ({"n_targets": [1, 2]}, "one per frame"),
+        ({"n_targets": 1.5}, "whole"),
+        ({"tolerance": -1.0}, "tolerance"),
+        ({"max_targets": -1}, "max_targets"),
+    ],
 )
 def test_omp_refuses(options, message):
     with pytest.raises(ValueError, match=message):

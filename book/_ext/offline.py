@@ -88,6 +88,13 @@ def singlehtml_handlers(app, config):
         handlers["singlehtml"] = {**handlers.get("html", {}), **handlers["singlehtml"]}
 
 
+def examples_section(app, what, name, obj, options, lines):
+    """Doctests close the docstrings of the package without a heading; napoleon would take them for one more parameter."""
+    first = next((k for k, line in enumerate(lines) if line.startswith(">>>")), None)
+    if first is not None and not any(line.startswith("Examples") for line in lines):
+        lines[first:first] = ["Examples", "--------"]
+
+
 def copy_mathjax(app, exception):
     if exception or app.builder.format != "html":
         return
@@ -114,6 +121,7 @@ def setup(app):
     app.connect("config-inited", singlehtml_handlers)
     app.connect("config-inited", without_thebe)
     app.connect("builder-inited", cache_by_source, priority=100)  # before myst-nb reads its settings
+    app.connect("autodoc-process-docstring", examples_section, priority=400)  # before napoleon
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", check_external, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -140,7 +140,7 @@ class DistaNet(UnfoldedNetwork):
         def stage():
             return DistaNetStage(ratio, size, variant, FEATURES, static_weight, dynamic_transform, dynamic_threshold)
 
-        super().__init__(stage, stages or (4 if ratio == 7 else 6), ratio, plane, start)
+        super().__init__(stage, (4 if ratio == 7 else 6) if stages is None else stages, ratio, plane, start)
 
     def on_frame(self, estimate, origin):
         """A window's estimate in its place on a frame of zeros, because the kernel generator reads whole frames."""

@@ -72,4 +72,4 @@ class IstaNetPlus(UnfoldedNetwork):
     """ISTA-Net+: nine stages at c = 3 (336,978 parameters), six at finer grids (224,652), as in the paper."""
 
     def __init__(self, ratio: int = 3, stages: int | None = None, plane: FocalPlane | None = None, start: bool = True):
-        super().__init__(IstaNetPlusStage, stages or (9 if ratio == 3 else 6), ratio, plane, start)
+        super().__init__(IstaNetPlusStage, (9 if ratio == 3 else 6) if stages is None else stages, ratio, plane, start)

@@ -19,7 +19,8 @@ NETWORKS = {"ista-net": IstaNet, "ista-net+": IstaNetPlus, "dista-net": DistaNet
 
 def unknown_name(name, known) -> ValueError:
     """The error for a misspelt method: says what exists and what was probably meant."""
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    begun = [one for one in known if name and one.startswith(str(name))]
+    close = begun or difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return ValueError(f"unknown method {name!r}; known: {', '.join(known)}.{hint}")
 
@@ -95,21 +96,26 @@ def load_network(name: str, ratio: int = 3, run: str | None = None) -> UnmixingN
     path = weights_path(run)
     if path is None:
         raise FileNotFoundError(f"no weights of {run!r} in {', '.join(map(str, weights_folders()))}; train it with: python reproduce/queue.py --only {run}")
-    network, _ = read_weights(path)
+    network, header = read_weights(path)
     if network.ratio != ratio:
         raise ValueError(f"{path} holds a network for ratio {network.ratio}; asked for {ratio}")
+    if header["network"] != name:
+        raise ValueError(f"{path} holds {header['network']!r}; asked for {name!r}")
     return network.eval()
 
 
 def read_weights(path) -> tuple[UnmixingNetwork, dict]:
     """The network stored in a safetensors file, and the run that made it (both from the file's own header)."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(path), framework="pt") as file:
-        header = json.loads((file.metadata() or {}).get("csist", "null"))
-        if header is None:
-            raise ValueError(f"{path} is no csist weights file: its header lacks the 'csist' entry")
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("csist", "null"))
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no csist weights file: {error}") from error
+    if header is None:
+        raise ValueError(f"{path} is no csist weights file: its header lacks the 'csist' entry")
     network = create_network(header["network"], ratio=header["ratio"], start=False, **header.get("options", {}))
     network.load_state_dict(tensors)
     return network, header

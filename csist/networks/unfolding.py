@@ -50,23 +50,15 @@ def initial_matrix(plane: FocalPlane, ratio: int) -> np.ndarray:
 
     Returns (c^2 * pixels, pixels) float64; sub-pixels and pixels both row-major.
     """
+    from scipy.sparse import csr_matrix  # here, to keep `import csist` quick
+
     grid = SubpixelGrid(plane.shape, ratio)
     targets = csist100k("train").targets
     frame, slot = np.nonzero(targets.mask)
-    row, column = grid.to_index(targets.xy[frame, slot]).T
-    flat, intensity = row * grid.shape[1] + column, targets.intensity[frame, slot]
+    subpixel = np.ravel_multi_index(grid.to_index(targets.xy[frame, slot]).T, grid.shape)
     steering = plane.steering_matrix(grid)
-    second_moment = np.zeros((steering.shape[1],) * 2)  # S S^T: products of intensities of targets that share a frame
-    same_frame = np.flatnonzero(np.append(np.diff(frame), 1)) + 1  # first target of the next frame
-    position, start = np.zeros(len(frame), dtype=np.int64), np.append(0, same_frame)
-    for lag in range(targets.capacity):
-        position[:] = np.arange(len(frame)) + lag
-        inside = position < start[np.searchsorted(start, np.arange(len(frame)), side="right")]
-        first, second = np.flatnonzero(inside), position[inside]
-        np.add.at(second_moment, (flat[first], flat[second]), intensity[first] * intensity[second])
-        if lag:
-            np.add.at(second_moment, (flat[second], flat[first]), intensity[first] * intensity[second])
-    cross = second_moment @ steering.T  # S Z^T
+    images = csr_matrix((targets.intensity[frame, slot], (subpixel, frame)), shape=(steering.shape[1], len(targets)))  # S, a column per scene
+    cross = images @ (images.T @ steering.T)  # S Z^T with Z = G S
     return np.linalg.solve(steering @ cross, cross.T).T  # Z Z^T is symmetric
 
 
@@ -165,7 +157,7 @@ class UnfoldedNetwork(UnmixingNetwork):
 
     def forward(self, frames: torch.Tensor, origin: torch.Tensor | None = None) -> torch.Tensor:
         """Sub-pixel images (B, 11c, 11c); with ``origin`` (B, 2), the top-left pixels of windows (B, n, n), the windows' images (B, cn, cn)."""
-        for estimate, _ in self.unfold(frames, origin):
+        for estimate, _ in self.unfold(frames, origin):  # noqa: B007
             pass
         return estimate[:, 0]
 
@@ -176,7 +168,7 @@ class UnfoldedNetwork(UnmixingNetwork):
     def loss(self, frames, truth, origin=None):
         r"""Mean squared error plus :math:`\gamma\sum_k` of the stages' mean squared symmetry residuals (paper, eq. 21)."""
         symmetry = 0.0
-        for estimate, residual in self.unfold(frames, origin, symmetry=True):
+        for estimate, residual in self.unfold(frames, origin, symmetry=True):  # noqa: B007
             if residual is not None:
                 symmetry = symmetry + residual.float().square().mean()
         return {"discrepancy": (estimate[:, 0] - truth).square().mean(), "symmetry": self.symmetry_weight * symmetry}

@@ -17,8 +17,9 @@ def omp(frames, plane: FocalPlane, grid: SubpixelGrid, n_targets=None, tolerance
     .. math:: j_k = \arg\max_j \frac{|g_j^T r|}{\lVert g_j\rVert}, \qquad
               s_{J_k} = \arg\min_s \lVert z - G_{J_k} s\rVert_2, \qquad r = z - G_{J_k} s_{J_k}
 
-    Columns are normalised for the choice (else bright-centred sub-pixels always win); intensities come in grey levels of total flux. Nothing keeps them positive.
-    It fails on close targets for a reason worth seeing: the first sub-pixel taken is the one under the blend's centroid, and it is never given back.
+    Columns are normalised for the choice, or those of sub-pixels at a pixel's centre would always win; intensities come in grey levels of total flux, and
+    nothing keeps them positive. It fails on close targets for a reason worth seeing: the first sub-pixel taken is the one under the blend's centroid,
+    and it is never given back.
 
     Parameters
     ----------

@@ -284,6 +284,8 @@ function render({ model, el }) {
       const [x, y] = get()[k];
       moveTo(x + direction[0] * step, y + direction[1] * step);
     });
+    // Keep the page still under the finger: CSS touch-action alone is not honoured for shapes inside an svg.
+    g.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false, signal: abort.signal });
     let drag = null;
     on(g, "pointerdown", (event) => {
       event.preventDefault();

@@ -1,0 +1,104 @@
+"""The built book in a browser: self-contained, free of errors, readable on a telephone, and its explorers right.
+
+Build it first (``make book``), or name another build with ``CSIST_BOOK_HTML``. Without a build or without Chromium these tests are skipped, unless
+the environment variable ``CI`` is set: there a missing book is a failure.
+"""
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_widgets import assert_same_frame, browser, need, state  # noqa: F401
+
+BOOK = Path(__file__).parents[1] / "book"
+HTML = Path(os.environ.get("CSIST_BOOK_HTML") or BOOK / "_build" / "html")
+PAGES = sorted(p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts) if HTML.is_dir() else []
+HERE_ONLY = ("file:", "data:", "blob:")
+
+
+@pytest.fixture(scope="module")
+def pages(browser):  # noqa: F811
+    need((HTML / "index.html").exists(), f"needs a built book at {HTML}; run: make book")
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
+class Visit:
+    """One page, with everything noted that it asked for or complained about."""
+
+    def __init__(self, context, path):
+        self.outside, self.failed, self.errors = [], [], []
+        self.page = context.new_page()
+        self.page.on("request", lambda r: None if r.url.startswith(HERE_ONLY) else self.outside.append(r.url))
+        self.page.on("requestfailed", lambda r: self.failed.append(r.url))
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.goto((HTML / path).as_uri())
+        # index.html leads on to the first page: wait for that one
+        self.page.wait_for_function("() => document.readyState === 'complete' && !document.querySelector('meta[http-equiv=refresh i]')")
+        self.page.evaluate("() => window.MathJax?.startup?.promise")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.page.close()
+
+
+def test_there_is_a_book():
+    need(PAGES, f"needs a built book at {HTML}; run: make book")
+    assert len(PAGES) >= 5
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_page(pages, path):
+    with Visit(pages, path) as visit:
+        page = visit.page
+        assert (visit.outside, visit.failed, visit.errors) == ([], [], [])
+        assert page.locator("mjx-merror").count() == 0
+        assert page.evaluate("() => [...document.querySelectorAll('main img')].filter(i => !(i.alt || '').trim()).map(i => i.src.slice(-60))") == []
+        assert page.evaluate("() => [...document.querySelectorAll('main img')].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(-60))") == []
+        page.set_viewport_size({"width": 380, "height": 900})
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 380, "the page is wider than a telephone"
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if not p.startswith("_modules/") and "genindex" not in p and "search" not in p])
+def test_text_is_finished(path):
+    """No leftovers: an unresolved glue key, a failing cell, a note to self, the path of somebody's machine."""
+    text = re.sub(r'"data:[^"]*"', "", (HTML / path).read_text(encoding="utf8"))
+    for leftover in ["Traceback (most recent call last)", "TODO", "FIXME", "/home/", "/tmp/", "{glue", "undefined label"]:
+        assert leftover not in text, leftover
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if '<div class="csist-widget">' in (HTML / p).read_text(encoding="utf8")])
+def test_explorer_follows_the_keys(pages, path):
+    with Visit(pages, path) as visit:
+        page = visit.page
+        page.wait_for_selector(".psfx-handle")
+        before = state(page)
+        page.locator(".psfx-handle").first.focus()
+        for key in ["ArrowDown", "ArrowRight", "ArrowRight", "Shift+ArrowUp"]:
+            page.keyboard.press(key)
+        after = state(page)
+        np.testing.assert_allclose(np.subtract(after["targets"][0], before["targets"][0]), [0.04, 0.10, 0], atol=1e-9)
+        assert_same_frame(before)
+        assert_same_frame(after)
+        assert visit.errors == []
+
+
+def test_paired_notebooks_agree():
+    """Each notebook's two forms hold the same cells, and the .ipynb holds no outputs."""
+    jupytext = pytest.importorskip("jupytext")
+    sources = sorted((BOOK.parent / "notebooks").glob("*.md"))
+    assert sources
+    key = lambda notebook: [(c.cell_type, c.source, sorted(c.metadata.get("tags", []))) for c in notebook.cells]
+    for source in sources:
+        twin = jupytext.read(source.with_suffix(".ipynb"))
+        assert key(jupytext.read(source)) == key(twin), source.name
+        assert not any(c.get("outputs") for c in twin.cells), source.name

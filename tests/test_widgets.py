@@ -1,0 +1,243 @@
+"""The explorer: the browser's numbers equal the package's, the static page is clean, and it can be used without a mouse."""
+import itertools
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from scipy.special import erf
+
+pytest.importorskip("anywidget")
+import traitlets
+
+from csist.imaging import FocalPlane
+from csist.scenes import Targets
+from csist.widgets import PsfExplorer, static_html
+from csist.widgets.widgets import HERE
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+MODULE = (HERE / "psf_explorer.js").read_text(encoding="utf8")
+
+
+def need(available, message):
+    """Skip with a message on a reader's machine; fail where CI promises that everything is there."""
+    if not available:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+
+
+def find_chromium(playwright):
+    names = [os.environ.get("CSIST_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", playwright.chromium.executable_path]
+    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        need(False, "needs playwright: pip install playwright")
+    with sync_playwright() as playwright:
+        path = find_chromium(playwright)
+        need(path, "needs Chromium: install it, or run `playwright install chromium`, or set CSIST_CHROMIUM to its path")
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+def open_page(browser, tmp_path, *explorers, style="", **options):
+    """A page with explorers, opened from a file as a reader would; fails on any JavaScript error."""
+    file = tmp_path / "page.html"
+    body = "".join(e.static_html() for e in explorers)
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf8"><title>t</title><style>{style}</style></head>'
+    file.write_text(f"{head}<body>{body}</body></html>", encoding="utf8")
+    page = browser.new_page(**options)
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(file.as_uri())
+    page.wait_for_function("n => document.querySelectorAll('.psfx').length === n", arg=len(explorers))
+    return page
+
+
+def state(page, index=0):
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.locator(".psfx").nth(index).evaluate("e => e.csist")
+
+
+def python_frame(s):
+    rows = np.array(s["targets"])
+    plane = FocalPlane((s["size"], s["size"]), s["sigma"], s["bits"], s["clip"])
+    return plane.render(Targets(rows[None, :, :2], rows[None, :, 2], [len(rows)]))[0]
+
+
+def assert_same_frame(s):
+    np.testing.assert_allclose(np.reshape(s["frame"], (s["size"], -1)), python_frame(s), rtol=0, atol=1e-10 if s["bits"] is None else 0)
+
+
+# ---- without a browser ---------------------------------------------------------------------------------------------------
+
+
+def test_frame_is_that_of_the_package():
+    explorer = PsfExplorer(targets=[[4.0, 7.2, 240.0], [4.4, 6.9, 230.0]], sigma=0.6, bits=12)
+    scene = Targets([[[4.0, 7.2], [4.4, 6.9]]], [[240.0, 230.0]], [2])
+    np.testing.assert_array_equal(explorer.frame, FocalPlane(sigma=0.6, bits=12).render(scene)[0])
+    assert np.unravel_index(explorer.frame.argmax(), (11, 11)) == (4, 7)  # x is the row
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"targets": []}, {"targets": [[5, 5, 240]] * 6}, {"targets": [[5, 5]]}, {"targets": [[5, float("nan"), 1]]}, {"sigma": 5.0}, {"bits": 0}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(traitlets.TraitError):
+        PsfExplorer(**wrong)
+
+
+def test_one_output_serves_lab_book_and_print():
+    data, _ = PsfExplorer()._repr_mimebundle_()
+    assert {"application/vnd.jupyter.widget-view+json", "text/html", "image/png", "text/plain"} <= set(data)
+    assert data["text/plain"] == "PsfExplorer(2 targets, sigma=0.5 px, bits=8)"
+    assert PsfExplorer().static_html() == PsfExplorer().static_html()  # stable from run to run
+
+
+def test_static_html_loads_nothing():
+    page = PsfExplorer().static_html()
+    urls = set(re.findall(r"""(?:https?:)?//[\w.-]+\.\w+[^\s"']*""", re.sub(r'src="data:[^"]*"', "", page)))
+    assert urls <= {"http://www.w3.org/2000/svg"}
+    assert "import(" not in page and "fetch(" not in page and 'alt="' in page
+
+
+@pytest.mark.parametrize(
+    "module", ['import x from "y";\nexport default {};', "export const a = 1;\nexport default {};", "const a = 1;", "export default {}; // </script>"]
+)
+def test_static_html_refuses_modules_it_cannot_inline(module):
+    with pytest.raises(ValueError, match="static_html"):
+        static_html(module, "", {})
+
+
+def test_static_html_escapes_its_state():
+    page = static_html("export default { render() {} };", "", {"text": "</script><b>"})
+    assert page.count("</script") == 1
+
+
+# ---- in a browser --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def module_page(browser):
+    page = browser.new_page()
+    page.evaluate(
+        "async source => { window.m = (await import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })))).default }", MODULE
+    )
+    yield page
+    page.close()
+
+
+def test_erf_equals_scipy(module_page):
+    x = np.concatenate([np.linspace(-7, 7, 5001), [0.0, 1e-300, -1e-9, 40.0]])
+    np.testing.assert_allclose(module_page.evaluate("x => x.map(m.erf)", x.tolist()), erf(x), rtol=0, atol=1e-14)
+
+
+def test_frames_equal_the_package(module_page):
+    rng = np.random.default_rng(0)
+    cases = []
+    for bits, clip in itertools.product([None, 8, 12], [True, False]):
+        for _ in range(40):
+            n = int(rng.integers(1, 6))
+            rows = np.column_stack([rng.uniform(-0.5, 10.5, (n, 2)), rng.uniform(0, 400, n)])
+            cases.append({"targets": rows.tolist(), "sigma": rng.uniform(0.2, 1.5), "size": 11, "bits": bits, "clip": clip})
+    frames = module_page.evaluate("cases => cases.map(c => [...m.digitise(m.expected(c.targets, c.sigma, c.size), c.bits, c.clip)])", cases)
+    for case, frame in zip(cases, frames):
+        assert_same_frame({**case, "frame": frame})
+
+
+def test_half_way_cases_round_to_even(module_page):
+    values = [0.5, 1.5, 2.5, 254.5, 255.5, 300.0, -0.4]
+    assert module_page.evaluate("v => m.digitise(v, 8, true)", values) == FocalPlane().digitise(np.array(values)).tolist()
+
+
+def test_keys_move_the_target_along_rows_and_columns(browser, tmp_path):
+    page = open_page(browser, tmp_path, PsfExplorer())
+    before = state(page)
+    page.locator(".psfx-handle").first.focus()
+    for key in ["ArrowDown", "ArrowDown", "ArrowRight", "Shift+ArrowLeft"]:
+        page.keyboard.press(key)
+    after = state(page)
+    np.testing.assert_allclose(np.subtract(after["targets"][0], before["targets"][0]), [0.10, 0.04, 0], atol=1e-12)
+    assert_same_frame(before)
+    assert_same_frame(after)
+    assert page.errors == []
+    page.close()
+
+
+def test_two_explorers_do_not_disturb_each_other(browser, tmp_path):
+    page = open_page(browser, tmp_path, PsfExplorer(), PsfExplorer(targets=[[3.0, 8.0, 250.0]], bits=None))
+    first = state(page, 0)
+    page.locator(".psfx").nth(1).locator(".psfx-handle").first.focus()
+    page.keyboard.press("ArrowUp")
+    assert state(page, 0) == first
+    assert state(page, 1)["targets"][0][0] == pytest.approx(2.95)
+    ids = page.evaluate("() => [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    page.close()
+
+
+def test_mouse_and_touch_drag(browser, tmp_path):
+    page = open_page(browser, tmp_path, PsfExplorer(targets=[[5.0, 5.0, 240.0]]), has_touch=True, viewport={"width": 380, "height": 1400})
+    pixel = page.locator(".psfx-zoom").bounding_box()["width"] * 96 / 312  # one pixel of the frame on the screen
+    centre = lambda: (lambda b: (b["x"] + b["width"] / 2, b["y"] + b["height"] / 2))(page.locator(".psfx-handle .psfx-ring").first.bounding_box())
+    x, y = centre()
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 0.5 * pixel, y - 0.25 * pixel, steps=5)
+    page.mouse.up()
+    np.testing.assert_allclose(state(page)["targets"][0][:2], [4.75, 5.5], atol=0.02)
+    x, y = centre()
+    touch = page.context.new_cdp_session(page)
+    for kind, points in [("touchStart", [(x, y)]), ("touchMove", [(x, y + 0.2 * pixel)]), ("touchMove", [(x, y + 0.5 * pixel)]), ("touchEnd", [])]:
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
+    np.testing.assert_allclose(state(page)["targets"][0][:2], [5.25, 5.5], atol=0.03)
+    assert page.errors == []
+    page.close()
+
+
+def test_controls(browser, tmp_path):
+    page = open_page(browser, tmp_path, PsfExplorer())
+    change = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); }"
+    fill = lambda label, value: page.get_by_label(label).evaluate(change, value)
+    settings = {"Number of targets": "5", "PSF width sigma": "0.8", "Rounding": "12", "its intensity": "400", "its row x": "9.8", "Selected target": "2"}
+    for label, value in settings.items():
+        fill(label, value)
+        assert_same_frame(state(page))
+    assert (len(state(page)["targets"]), state(page)["bits"], state(page)["selected"]) == (5, 12, 2)
+    fill("Rounding", "none")
+    assert state(page)["bits"] is None
+    page.get_by_text("All grey levels as a table").click()
+    assert page.locator(".psfx-table td").count() == 121
+    page.get_by_role("button", name="Reset").click()
+    assert state(page)["targets"] == PsfExplorer().targets and state(page)["bits"] == 8
+    page.get_by_role("button", name="Random cluster").click()
+    (a, b), rayleigh = np.array(state(page)["targets"])[:, :2], 1.9 * 0.5
+    assert np.hypot(*(a - b)) >= 0.52 * rayleigh and (np.rint([a, b]) == 5).all()
+    assert page.errors == []
+    page.close()
+
+
+def test_everything_has_a_name(browser, tmp_path):
+    page = open_page(browser, tmp_path, PsfExplorer())
+    assert page.evaluate("() => [...document.querySelectorAll('.psfx input, .psfx select')].filter(e => !e.labels.length).length") == 0
+    roles = ".psfx [role=img], .psfx [role=slider], .psfx [role=group], .psfx [role=region]"
+    assert page.evaluate("roles => [...document.querySelectorAll(roles)].filter(e => !e.getAttribute('aria-label')).length", roles) == 0
+    assert page.locator(".psfx [role=status][aria-live=polite]").count() == 1
+    assert page.evaluate("() => [...document.querySelectorAll('.psfx-handle')].every(e => e.tabIndex === 0 && e.getAttribute('aria-valuetext'))")
+    page.close()
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.parametrize("style", ["", ":root { color-scheme: dark } body { background: #121212; color: #ced6dd }"])
+def test_fits_the_page(browser, tmp_path, width, style):
+    page = open_page(browser, tmp_path, PsfExplorer(values=True), style=style, viewport={"width": width, "height": 900})
+    page.get_by_text("All grey levels as a table").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
