@@ -256,12 +256,12 @@ def _read_runs(path: Path) -> list:
     """The runs of a YAML file; none if the file is not there, because a package installed without the repository has no such file."""
     import yaml
 
-    from csist.training import Run
+    from csist.training import load_runs
 
     if not path.is_file():
         return []
     try:
-        return [Run.from_dict(entry) for entry in yaml.safe_load(path.read_text())["runs"]]
+        return load_runs(path)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CommandError(f"{path} is no file of runs ({error}); reproduce/runs.yaml shows what one looks like") from error
 

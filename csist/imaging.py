@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import erf, erfc
 
-RAYLEIGH_PER_SIGMA = 1.9  # Airy radius 1.22 lambda / D over the standard deviation of the Gaussian that fits its core (paper, section 3.1)
+RAYLEIGH_PER_SIGMA = 1.9  # Airy radius over the standard deviation of the Gaussian with the Airy disc's share of light inside it (paper, section 3.1)
 
 
 def pixel_profile(position, n_pixels: int, sigma: float) -> np.ndarray:

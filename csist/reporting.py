@@ -905,9 +905,9 @@ def write_ista_result(name: str, settings: IstaSettings, folder, ratio: int = 3,
 
 def load_runs(methods=None, ratio: int | None = None) -> list[Run]:
     """The runs of ``reproduce/runs.yaml``, all or those of some methods and one ratio."""
-    import yaml
+    from csist.training import load_runs as read_runs
 
-    runs = [Run.from_dict(entry) for entry in yaml.safe_load((reproduce_folder() / "runs.yaml").read_text())["runs"]]
+    runs = read_runs(reproduce_folder() / "runs.yaml")
     return [run for run in runs if (methods is None or run.network in methods) and (ratio is None or run.ratio == ratio)]
 
 

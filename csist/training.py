@@ -99,6 +99,29 @@ class Run:
         return phase.rate * 0.5 * (1 + math.cos(math.pi * (inside - warm) / max(1, length - warm)))
 
 
+def as_plain(run: Run) -> dict:
+    """A run as the plain values that JSON and YAML hold."""
+    return json.loads(json.dumps(asdict(run)))
+
+
+def load_runs(path) -> list[Run]:
+    """The runs of a YAML file such as ``reproduce/runs.yaml``, in its order; an error for two of the same name."""
+    import yaml
+
+    runs = [Run.from_dict(entry) for entry in yaml.safe_load(Path(path).read_text())["runs"]]
+    names = [run.name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: every run needs its own name; used twice: {', '.join(twice)}")
+    return runs
+
+
+def is_finished(run: Run, results) -> bool:
+    """True if the folder ``results`` holds the result of exactly this run."""
+    path = Path(results) / f"{run.name}.json"
+    return path.exists() and as_plain(Run.from_dict(json.loads(path.read_text())["run"])) == as_plain(run)
+
+
 class TrainingSet:
     """Frames and targets in memory as uint8 and index lists; batches of either view are cut on demand.
 
@@ -344,8 +367,18 @@ class Trainer:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary), metadata={"checkpoint": json.dumps(header)})
         os.replace(temporary, self.path)
 
+    def _continues(self, stored: dict, step: int) -> bool:
+        """True if this run is the stored one, or the stored one with other phases after those that were shown so far."""
+        own = as_plain(self.run)
+        stored = as_plain(Run.from_dict(stored))
+        shown = next(k for k in range(1, len(self.run.phases) + 1) if step <= sum(self.run.steps[:k]))
+        return {**own, "phases": own["phases"][:shown]} == {**stored, "phases": stored["phases"][:shown]}
+
     def resume(self) -> bool:
-        """Go on from the checkpoint if there is one; False if there is none. A checkpoint of another run or other data is an error."""
+        """Go on from the checkpoint if there is one; False if there is none. A checkpoint of another run or other data is an error.
+
+        A run whose last phases were changed or added may go on as long as the phases shown so far stay the same.
+        """
         if not self.path.exists():
             return False
         from safetensors import SafetensorError, safe_open
@@ -356,7 +389,7 @@ class Trainer:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{self.path} is no whole checkpoint ({error}); delete it to start afresh") from error
-        if header["run"] != json.loads(json.dumps(asdict(self.run))) or header["data"] != self.data_hash:
+        if not self._continues(header["run"], header["step"]) or header["data"] != self.data_hash:
             raise ValueError(f"{self.path} belongs to another version of the run {self.run.name!r}; delete it to start afresh, or restore the run's entry")
 
         def part(prefix):

@@ -11,9 +11,7 @@ force, goes on from its checkpoint. Several workers can share the queue: a run t
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
-import re
 import sys
 import tarfile
 import time
@@ -23,48 +21,17 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first on its path, where this file would hide the standard library's own module "queue".
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
-import yaml  # noqa: E402
 
-
-def load_runs(path=HERE / "runs.yaml"):
-    """The runs of runs.yaml in priority order."""
-    from csist.training import Run
-
-    runs = [Run.from_dict(entry) for entry in yaml.safe_load(Path(path).read_text())["runs"]]
-    names = [run.name for run in runs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path}: every run needs its own name; used twice: {', '.join(twice)}")
-    return runs
-
-
-def seconds(text: str) -> float:
-    """A duration such as 90, 90s, 25m or 1.5h in seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not match:
-        raise argparse.ArgumentTypeError(f"a duration looks like 90s, 25m or 1.5h; got {text!r}")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def hold(path: Path):
-    """An exclusive lock that dies with the process; None if somebody else holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(path, "w")  # noqa: SIM115
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return handle
-    except OSError:
-        handle.close()
-        return None
-
-
-def claim(name: str, deadline: float | None, output: Path):
+def claim(run, deadline: float | None, output: Path):
     """(lock, seconds left or None) of a run to train now; None to pass it over: finished, held by another worker, or no time left."""
+    from csist.cli import hold
+    from csist.training import is_finished
+
     left = None if deadline is None else deadline - time.monotonic()
-    lock = None if left is not None and left <= 0 else hold(output / "checkpoints" / f"{name}.lock")
+    lock = None if left is not None and left <= 0 else hold(output / "checkpoints" / f"{run.name}.lock")
     if lock is None:
         return None
-    if (output / "results" / f"{name}.json").exists():  # asked under the lock, because another worker may just have finished it
+    if is_finished(run, output / "results"):  # asked under the lock, because another worker may just have finished it
         lock.close()
         return None
     return lock, left
@@ -100,8 +67,10 @@ def pack(folders, target: Path, part_bytes: int = 15 * 2**20) -> list[Path]:
 
 
 def main(arguments=None) -> int:
+    from csist.cli import duration
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--time-budget", type=seconds, default=None, help="stop cleanly after this long, for example 25m")
+    parser.add_argument("--time-budget", type=duration, default=None, help="stop cleanly after this long, for example 25m")
     parser.add_argument("--only", nargs="+", default=None, metavar="RUN", help="these runs, in the given order")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
@@ -114,7 +83,7 @@ def main(arguments=None) -> int:
 
     import torch
 
-    from csist.training import train
+    from csist.training import is_finished, load_runs, train
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -128,9 +97,9 @@ def main(arguments=None) -> int:
     for name in options.only or runs:
         if options.list:
             begun = (checkpoints / f"{name}.safetensors").exists()
-            print(f"{name:32} {'finished' if (results / f'{name}.json').exists() else 'begun' if begun else 'not trained yet'}")
+            print(f"{name:32} {'finished' if is_finished(runs[name], results) else 'begun' if begun else 'not trained yet'}")
             continue
-        claimed = claim(name, deadline, options.output) if first else None
+        claimed = claim(runs[name], deadline, options.output) if first else None
         turn = of_first_process(claimed and claimed[1:], options.device)
         if turn is None:
             continue

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_widgets import assert_same_frame, browser, need, state  # noqa: F401
+from test_widgets import PATIENCE, assert_same_frame, browser, need, state  # noqa: F401
 
 BOOK = Path(__file__).parents[1] / "book"
 HTML = Path(os.environ.get("CSIST_BOOK_HTML") or BOOK / "_build" / "html")
@@ -24,6 +24,7 @@ HERE_ONLY = ("file:", "data:", "blob:")
 def pages(browser):  # noqa: F811
     need((HTML / "index.html").exists(), f"needs a built book at {HTML}; run: make book")
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE)
     yield context
     context.close()
 

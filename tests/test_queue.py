@@ -26,6 +26,9 @@ def load_queue():
     return module
 
 
+from csist.cli import duration, hold  # noqa: E402
+from csist.training import as_plain, load_runs  # noqa: E402
+
 training_queue = load_queue()
 SMALL = {"network": "ista-net", "options": {"stages": 1}, "batch": 8, "train_size": 32, "val_size": 8, "test_size": 8, "epoch": 16}
 CPU = ["--device", "cpu", "--precision", "no"]
@@ -60,17 +63,17 @@ def trained(monkeypatch):
 
 @pytest.mark.parametrize("text, expected", [("90", 90), ("90s", 90), ("25m", 1500), ("1.5h", 5400), (" 2m ", 120), ("0", 0)])
 def test_durations(text, expected):
-    assert training_queue.seconds(text) == expected
+    assert duration(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "m", "5 m", "-3s", "1d", "1h30m", "1e3", "nan"])
 def test_wrong_durations_say_how_one_looks(text):
     with pytest.raises(argparse.ArgumentTypeError, match="90s, 25m or 1.5h"):
-        training_queue.seconds(text)
+        duration(text)
 
 
 def test_the_committed_runs_are_well_formed():
-    runs = training_queue.load_runs()
+    runs = load_runs(SCRIPT.with_name("runs.yaml"))
     assert runs[0].name == "dista-net-c3-seed0", "the headline comes first"
     from csist.networks import NETWORKS
 
@@ -80,7 +83,7 @@ def test_the_committed_runs_are_well_formed():
 def test_two_runs_may_not_share_a_name(folder):
     (folder / "runs.yaml").write_text(yaml.safe_dump({"runs": [{"name": "a", **SMALL}, {"name": "b", **SMALL}, {"name": "a", **SMALL}]}))
     with pytest.raises(ValueError, match="used twice: a"):
-        training_queue.load_runs(folder / "runs.yaml")
+        load_runs(folder / "runs.yaml")
 
 
 def test_an_unknown_run_is_an_error_that_lists_the_known_ones(folder, capsys):
@@ -102,7 +105,7 @@ def test_runs_are_taken_in_the_files_order_or_the_one_asked_for(folder, trained)
 
 def test_finished_runs_are_skipped(folder, trained, capsys):
     (folder / "results").mkdir()
-    (folder / "results" / "first.json").write_text("{}")
+    (folder / "results" / "first.json").write_text(json.dumps({"run": as_plain(load_runs(folder / "runs.yaml")[0])}))
     work(folder)
     assert [name for name, _ in trained] == ["second"]
     (folder / "checkpoints" / "second.safetensors").touch()
@@ -200,7 +203,7 @@ def test_the_script_lists_its_runs():
     done = run_script("reproduce/queue.py", "--list")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [run.name for run in training_queue.load_runs()]
+    assert [line.split()[0] for line in lines] == [run.name for run in load_runs(SCRIPT.with_name("runs.yaml"))]
     assert all(line.split(maxsplit=1)[1] in ("finished", "begun", "not trained yet") for line in lines)
 
 
@@ -215,7 +218,7 @@ def test_the_scripts_name_does_not_hide_the_standard_librarys_queue():
 def test_two_processes_under_torchrun_pass_over_a_held_run_together(folder):
     """Only the first process sees the lock; the other must follow it to the second run, not wait alone at the first."""
     (folder / "checkpoints").mkdir()
-    handle = training_queue.hold(folder / "checkpoints" / "first.lock")
+    handle = hold(folder / "checkpoints" / "first.lock")
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     done = run_script(*launch, SCRIPT, "--runs", folder / "runs.yaml", "--output", folder, *CPU, timeout=400)
     handle.close()

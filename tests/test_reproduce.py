@@ -12,6 +12,9 @@ import pytest
 
 from csist.networks.registry import NETWORKS, read_weights
 
+pytest.importorskip("accelerate")
+from csist.training import is_finished, load_runs
+
 REPRODUCE = Path(__file__).resolve().parent.parent / "reproduce"
 NOTEBOOKS = sorted(REPRODUCE.glob("*.ipynb"))
 RESULTS = sorted((REPRODUCE / "results").glob("*.json"))
@@ -104,13 +107,13 @@ def test_a_wrong_parameter_stops_the_page(tmp_path, parameters, message):
 
 
 def test_runs_are_whole_and_have_names_of_their_own():
-    runs = script("queue").load_runs()
+    runs = load_runs(REPRODUCE / "runs.yaml")
     assert len({run.name for run in runs}) == len(runs) > 0
     assert all(run.network in NETWORKS and run.phases and re.fullmatch(r"[a-z0-9-]+", run.name) for run in runs)
-    from csist.reporting import load_runs
+    from csist import reporting
 
-    assert load_runs() == runs
-    assert [run.name for run in load_runs(["ista-net+"], 3)] == [run.name for run in runs if run.network == "ista-net+" and run.ratio == 3]
+    assert reporting.load_runs() == runs
+    assert [run.name for run in reporting.load_runs(["ista-net+"], 3)] == [run.name for run in runs if run.network == "ista-net+" and run.ratio == 3]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
@@ -127,8 +130,8 @@ def test_trained_results_are_complete(path):
     from csist.reporting import verify_result
 
     result = json.loads(path.read_text())
-    run = {run.name: run for run in script("queue").load_runs()}[path.stem]
-    assert result["run"] == json.loads(json.dumps(asdict(run)))
+    run = {run.name: run for run in load_runs(REPRODUCE / "runs.yaml")}[path.stem]
+    assert is_finished(run, path.parent)
     assert result["test"]["frames"] == 10_000 and len(result["test"]["ap"]) == 5 and result["history"] and result["hours"] > 0
     assert result["selected"] == max(result["history"], key=lambda entry: entry["val_cso_map"])
     network, header = read_weights(REPRODUCE / "weights" / f"{path.stem}.safetensors")

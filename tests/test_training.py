@@ -20,7 +20,7 @@ from csist.datasets import Frames, csist100k
 from csist.imaging import SubpixelGrid
 from csist.networks import create_network
 from csist.networks.registry import read_weights, write_weights
-from csist.training import Phase, Run, Trainer, TrainingSet, score_weights, train, window_origin, write_json
+from csist.training import Phase, Run, Trainer, TrainingSet, is_finished, score_weights, train, window_origin, write_json
 
 pytest.importorskip("accelerate")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -493,3 +493,18 @@ def test_frames_may_be_given_instead_of_generated(tmp_path):
     pieces = {"train": Frames(data.frames[:32], data.targets[:32]), "val": Frames(data.frames[32:], data.targets[32:])}
     trainer = Trainer(replace(TINY, name="given"), tmp_path, device="cpu", precision="no", data=pieces)
     assert len(trainer.set) == 32 and len(trainer.val.frames) == 8
+
+
+def test_a_run_goes_on_after_phases_are_added_but_not_after_its_past_is_changed(tmp_path):
+    entry = {"name": "grown", "network": "ista-net", "options": {"stages": 1}, "batch": 8, "train_size": 32, "val_size": 8, "test_size": 8, "epoch": 16}
+    first, second = {"view": "windows", "samples": 32}, {"view": "frames", "samples": 16}
+    where = {"results": tmp_path / "results", "weights": tmp_path / "weights", "device": "cpu", "precision": "no", "progress": False}
+    short = Run.from_dict({**entry, "phases": [first]})
+    grown = Run.from_dict({**entry, "phases": [first, second]})
+    train(short, tmp_path, **where)
+    assert is_finished(short, tmp_path / "results") and not is_finished(grown, tmp_path / "results")
+    result = train(grown, tmp_path, **where)
+    assert [item["samples"] for item in result["history"]] == [16, 32, 48]
+    changed = Run.from_dict({**entry, "phases": [{**first, "rate": 1e-2}, second]})
+    with pytest.raises(ValueError, match="another version of the run"):
+        train(changed, tmp_path, **where)

@@ -19,6 +19,7 @@ from csist.widgets.widgets import HERE
 CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PATIENCE = 180_000  # milliseconds: a busy machine is no failure
 MODULE = (HERE / "psf_explorer.js").read_text(encoding="utf8")
 
 
@@ -54,6 +55,7 @@ def open_page(browser, tmp_path, *explorers, style="", **options):
     head = f'<!doctype html><html lang="en"><head><meta charset="utf8"><title>t</title><style>{style}</style></head>'
     file.write_text(f"{head}<body>{body}</body></html>", encoding="utf8")
     page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
     page.errors = []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(file.as_uri())
