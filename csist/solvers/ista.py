@@ -156,7 +156,7 @@ def ista(
     frames : array (n, rows, columns), any real dtype
         Measured frames z [grey levels].
     plane, grid : FocalPlane, SubpixelGrid
-        The model G; see :meth:`csist.FocalPlane.steering_matrix`.
+        The model G; see :meth:`csist.imaging.FocalPlane.steering_matrix`.
     sparsity : float
         Weight lambda >= 0 of the l1 norm [grey levels]; the module's docstring says what it means and how the paper's is related.
     step : float, optional
