@@ -343,7 +343,7 @@ class Table:
         head = "".join(f"<tr>{line}</tr>" for line in (self._group_heads(), self._heads()) if line)
         body = "".join(f"<tr>{self._line(line)}</tr>" for line in self.cells)
         region = f'<div role="region" tabindex="0" aria-label="{html.escape(self.caption, quote=True)}" style="overflow-x: auto; margin: 1em 0">'
-        caption = f'<caption style="caption-side: top; text-align: left; padding-bottom: 0.5em">{html.escape(self.caption)}</caption>'
+        caption = f'<caption style="caption-side: top; text-align: left; padding-bottom: 0.5em; color: inherit">{html.escape(self.caption)}</caption>'
         style = "border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit"
         return f'{region}<table style="{style}">{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
@@ -503,6 +503,27 @@ def parts_table(rows, score: str = "cso_map") -> Table:
         "count_accuracy": "Our share of frames with the right number of targets, in per cent, by that number and by place.",
     }
     return make_table(rows, columns, captions[score])
+
+
+def bench_table(bench: dict) -> Table:
+    """The measurements of ``reproduce/bench.py``: time per unit, gain over the naive version, and the score where there is one."""
+    columns = [("", "what"), ("ours", "time"), ("", "gain"), ("ours", "CSO-mAP × 100")]
+    cells = []
+    for value in bench["entries"]:
+        gain = f"{value['times_faster']:,.1f} ×" if "naive" in value else MISSING
+        score = f"{100 * value['cso_map']:.2f}" if "cso_map" in value else MISSING
+        cells.append([value["what"], f"{_duration(value['ours']['seconds'])} per {value['unit']}", gain, score])
+    return Table("Measured in one run; the gain is over the naive version named behind the slash.", columns, cells)
+
+
+def _duration(seconds: float) -> str:
+    """A time in the unit that keeps its number readable.
+
+    >>> _duration(0.0027), _duration(4.48), _duration(3.6e-9)
+    ('2.70 ms', '4.48 s', '3.60 ns')
+    """
+    unit, scale = next((u for u in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if seconds >= u[1]), ("ns", 1e-9))
+    return f"{seconds / scale:.3g} {unit}" if seconds / scale >= 100 else f"{seconds / scale:.2f} {unit}"
 
 
 def _caption(what: str, rows) -> str:

@@ -25,13 +25,12 @@ import torch
 from torch import nn
 
 from csist.datasets import Frames, csist100k, frames_hash
-from csist.evaluation import DETECTION_THRESHOLD, detect, predict, provenance
+from csist.evaluation import DETECTION_THRESHOLD, WINDOW, detect, predict, provenance, window_origin
 from csist.imaging import SubpixelGrid
 from csist.networks import create_network
 from csist.networks.registry import read_weights, write_weights
 from csist.scenes import Targets
 
-WINDOW = 5  # pixels; beyond +-2 px of its own pixel a target of 250 grey levels never reaches half a grey level
 CHECKPOINT_SECONDS = 45.0
 
 
@@ -168,11 +167,6 @@ class TrainingSet:
         rows = torch.arange(len(numbers))[:, None].expand(index.shape[:2])
         truth.index_put_((rows, index[..., 0], index[..., 1]), self.intensity[numbers], accumulate=True)
         return frames.float(), truth, origin
-
-
-def window_origin(cell: np.ndarray, size: int) -> np.ndarray:
-    """Top-left pixel of the window about a cluster's pixel (n, 2), moved inwards so that it lies on the frame."""
-    return np.clip(np.asarray(cell) - WINDOW // 2, 0, size - WINDOW)
 
 
 class LossModule(nn.Module):

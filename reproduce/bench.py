@@ -35,10 +35,11 @@ from scipy.integrate import dblquad  # noqa: E402
 from torch import nn  # noqa: E402
 
 from csist import FocalPlane, SubpixelGrid, Targets, create_network, csist100k, cso_map, imaging, random_targets  # noqa: E402
-from csist.evaluation import predict, provenance  # noqa: E402
+from csist.evaluation import detect, predict, provenance  # noqa: E402
 from csist.metrics import cso_map_reference  # noqa: E402
 from csist.networks.dista_net import KERNEL_INPUT_SCALE, DistaNetStage  # noqa: E402
 from csist.networks.ista_net import IstaNetStage  # noqa: E402
+from csist.networks.registry import load_network, run_name, weights_path  # noqa: E402
 from csist.training import LossModule, TrainingSet, write_json  # noqa: E402
 
 RATIO = 3  # sub-pixels along a pixel's side, c
@@ -279,24 +280,37 @@ def bench_training(name: str, data, size: dict, limit: float) -> list[dict]:
     return [entry(f"training {name}, batch {batch}: {way} / naive", "frame", times[way], batch, times["naive"], batch, **more) for way in ways]
 
 
+def trained_network(name: str):
+    """The committed network, or a fresh one where there is none; a fresh one amplifies rounding, so its comparison says less."""
+    return load_network(name, RATIO) if weights_path(run_name(name, RATIO)) else fresh_network(name).eval()
+
+
 def bench_inference(name: str, data, size: dict, limit: float) -> list[dict]:
-    """Ours in two precisions, batch 256, against the naive forward pass, batch 64."""
+    """Ours, batch 256, in two precisions and on windows, against the naive forward pass, batch 64; with the score that each way reaches."""
     batch, frames = size["batch"], size["inference"]
-    network = fresh_network(name).eval()
-    naive = NaiveForward(fresh_network(name)).eval()
+    network, naive = trained_network(name), NaiveForward(trained_network(name)).eval()
 
     @torch.no_grad()
     def plainly():
         pieces = [naive(torch.from_numpy(data.frames[k : k + batch]).float())[0] for k in range(0, frames, batch)]
         return torch.cat(pieces).numpy()
 
-    chosen = data.frames[:frames]
-    exact = torch.from_numpy(plainly())
-    differences = {"images": largest_difference(torch.from_numpy(predict(network, chosen)), exact)}
-    ways = {precision: (lambda precision=precision: predict(network, chosen, batch=256, precision=precision)) for precision in ("float32", "bfloat16")}
-    times = measure({**ways, "naive": plainly}, limit)
+    chosen, grid = data.frames[:frames], SubpixelGrid(ratio=RATIO)
+    options = {
+        "whole frames, float32": {},
+        "whole frames, bfloat16": {"precision": "bfloat16"},
+        "windows of 5 x 5 pixels, bfloat16": {"precision": "bfloat16", "windows": True},
+    }
+    ways = {way: (lambda settings=settings: predict(network, chosen, batch=256, **settings)) for way, settings in options.items()}
+    images = {way: run() for way, run in ways.items()}
+    differences = {"images": largest_difference(torch.from_numpy(images["whole frames, float32"]), torch.from_numpy(plainly()))}
     more = {"network": name, "agree": compute_the_same(differences), "differences": differences}
-    return [entry(f"inference {name}: {way}, batch 256 / naive, batch {batch}", "frame", times[way], frames, times["naive"], frames, **more) for way in ways]
+    times = measure({**ways, "naive": plainly}, limit)
+    return [
+        entry(f"inference {name}: {way}, batch 256 / naive, batch {batch}", "frame", times[way], frames, times["naive"], frames, **more)
+        | {"cso_map": float(cso_map(detect(images[way], grid), data.targets[:frames]).map)}
+        for way in ways
+    ]
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------------
@@ -338,14 +352,14 @@ def run(quick: bool = False, limit: float = 20.0, networks=NETWORKS, show=lambda
         Gets a line of text after each measurement.
     """
     size = QUICK if quick else FULL
-    data = csist100k("train", size["inference"], cache=False)
+    data, unseen = (csist100k(split, size["inference"], cache=False) for split in ("train", "test"))
     machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_before": _load()}
     entries = []
     for part in (bench_rendering, bench_generation, bench_steering, bench_metric):
         entries += [part(size, limit)]
         show(line_of(entries[-1]))
     for name in networks:
-        for lines in (bench_training(name, data, size, limit), bench_inference(name, data, size, limit)):
+        for lines in (bench_training(name, data, size, limit), bench_inference(name, unseen, size, limit)):
             entries += lines
             for line in lines:
                 show(line_of(line))

@@ -11,7 +11,7 @@ import torch
 import csist.evaluation as evaluation
 import csist.networks.registry as registry
 from csist.datasets import csist100k
-from csist.evaluation import check_frames, detect, evaluate, list_methods, predict, provenance, unmix
+from csist.evaluation import WINDOW, check_frames, detect, evaluate, light_windows, list_methods, predict, provenance, unmix
 from csist.imaging import FocalPlane, SubpixelGrid
 from csist.metrics import cso_map
 from csist.networks import NETWORKS, create_network
@@ -180,3 +180,36 @@ def test_provenance_names_versions_machine_and_commit(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert evaluation.current_commit() is None
+
+
+# Windows of light
+
+
+def test_windows_hold_all_the_light_of_every_frame():
+    frames = csist100k("test", 1000).frames
+    windows, origin, whole = light_windows(frames)
+    assert whole.all() and np.array_equal(windows.sum((1, 2), dtype=np.int64), frames.sum((1, 2), dtype=np.int64))
+    assert origin.min() >= 0 and origin.max() <= 11 - WINDOW
+    assert np.array_equal(windows[7], frames[7][origin[7, 0] :, origin[7, 1] :][:WINDOW, :WINDOW])
+
+
+def test_windows_answer_as_the_network_answers_the_window():
+    frames = csist100k("test", 6).frames
+    network = create_network("dista-net", stages=1, start=False).eval()
+    images = predict(network, frames, windows=True, batch=4)
+    windows, origin, _ = light_windows(frames)
+    with torch.no_grad():
+        alone = network(torch.from_numpy(windows).float(), torch.from_numpy(origin)).numpy()
+    for image, answer, (row, column) in zip(images, alone, 3 * origin):
+        np.testing.assert_allclose(image[row : row + 15, column : column + 15], answer, rtol=1e-4, atol=1e-4)
+        image[row : row + 15, column : column + 15] = 0
+        assert not image.any(), "nothing is claimed outside the window"
+
+
+def test_frames_whose_light_is_spread_run_whole():
+    spread = csist100k("test", 2).frames.copy()
+    spread[1, 0, 0] = spread[1, 10, 10] = 9
+    network = create_network("ista-net", stages=1, start=False).eval()
+    assert light_windows(spread)[2].tolist() == [True, False]
+    np.testing.assert_allclose(predict(network, spread, windows=True)[1], predict(network, spread)[1], rtol=1e-5, atol=1e-5)
+    assert predict(network, np.zeros((1, 11, 11)), windows=True).shape == (1, 33, 33)
