@@ -380,8 +380,10 @@ CELL = "padding: 0.25em 0.5em; border-bottom: 1px solid currentColor; background
 
 
 def _head(text: str, scope: str, extra: str, align: str) -> str:
-    wrap = "nowrap" if scope == "row" else "normal"
-    return f'<th scope="{scope}"{extra} style="{CELL}; text-align: {align}; white-space: {wrap}">{html.escape(text)}</th>'
+    wrap = "white-space: normal"
+    if scope == "row":  # a name stays on one line, a sentence may wrap
+        wrap = "white-space: nowrap" if len(text) <= 40 else "white-space: normal; min-width: 15em; font-weight: normal"
+    return f'<th scope="{scope}"{extra} style="{CELL}; text-align: {align}; {wrap}">{html.escape(text)}</th>'
 
 
 def make_table(rows, columns: list[Column], caption: str) -> Table:

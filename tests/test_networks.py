@@ -313,7 +313,7 @@ def test_the_papers_network_treats_every_sample_alone(options):
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     with torch.no_grad():
         together = network(frames)
-        tolerance = 1e-4 * largest(together)
+        tolerance = 1e-3 * largest(together)  # other batch sizes take other convolution kernels; fresh stages amplify the rounding
         torch.testing.assert_close(network(frames[order]), together[order], rtol=0, atol=tolerance)
         for k in (0, 5):
             torch.testing.assert_close(network(frames[k : k + 1])[0], together[k], rtol=0, atol=tolerance)

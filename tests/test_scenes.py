@@ -133,7 +133,7 @@ def test_tight_but_possible_clusters_are_found(number, distance):
         ({"count": (-1, 1)}, "smallest <= largest"),
         ({"count": (1, 2, 3)}, "smallest <= largest"),
         ({"count": 3}, "smallest <= largest"),
-        ({"count": [-1] * 10}, "whole numbers from 0"),
+        ({"count": [-1] * 10}, "one number for each of the 10 frames"),
         ({"cells": np.zeros((3, 2))}, r"cells must have shape \(10, 2\)"),
         ({"shape": (0, 11)}, "from 1 to 4096"),
         ({"cluster_shift": math.nan}, "finite"),

@@ -24,6 +24,16 @@ from csist.training import Phase, Run, Trainer, TrainingSet, is_finished, score_
 
 pytest.importorskip("accelerate")
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_in_this_module():
+    """Runs are compared bit for bit, so all of them add up their sums in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 CPU = {"device": "cpu", "precision": "no", "progress": False}
 TINY = Run(
     "tiny",
