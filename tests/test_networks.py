@@ -313,10 +313,16 @@ def test_the_papers_network_treats_every_sample_alone(options):
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     with torch.no_grad():
         together = network(frames)
-        tolerance = 1e-3 * largest(together)  # other batch sizes take other convolution kernels; fresh stages amplify the rounding
-        torch.testing.assert_close(network(frames[order]), together[order], rtol=0, atol=tolerance)
+        assert_same_but_for_rounding(network(frames[order]), together[order])
         for k in (0, 5):
-            torch.testing.assert_close(network(frames[k : k + 1])[0], together[k], rtol=0, atol=tolerance)
+            assert_same_but_for_rounding(network(frames[k : k + 1])[0], together[k])
+
+
+def assert_same_but_for_rounding(found, expected):
+    """Other batch sizes take other convolution kernels, whose rounding differs. Where the attention is negative, eq. 19 pushes features away from zero,
+    so rounding that flips the sign of a feature near zero makes a small jump: a few sub-pixels may differ by more than rounding."""
+    difference = (found - expected).abs() / largest(expected)
+    assert difference.max() < 1e-2 and (difference < 1e-4).float().mean() > 0.95
 
 
 def test_the_papers_dynamic_branch_convolves_each_sample_with_its_own_kernel():

@@ -34,6 +34,7 @@ def one_thread_in_this_module():
     yield
     torch.set_num_threads(before)
 
+
 CPU = {"device": "cpu", "precision": "no", "progress": False}
 TINY = Run(
     "tiny",
