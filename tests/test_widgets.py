@@ -216,7 +216,7 @@ def test_controls(browser, tmp_path):
     fill("Rounding", "none")
     assert state(page)["bits"] is None
     page.get_by_text("All grey levels as a table").click()
-    assert page.locator(".psfx-table td").count() == 121
+    page.wait_for_function("() => document.querySelectorAll('.psfx-table td').length === 121")  # the table is filled when its toggle event arrives
     page.get_by_role("button", name="Reset").click()
     assert state(page)["targets"] == PsfExplorer().targets and state(page)["bits"] == 8
     page.get_by_role("button", name="Random cluster").click()
