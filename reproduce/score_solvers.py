@@ -1,7 +1,7 @@
 """Score the model-based rows of Table 1 on the whole test split and write their result files.
 
     python reproduce/score_solvers.py                             # both settings of ISTA, 10,000 frames each
-    python reproduce/score_solvers.py --size 50 --output /tmp/trial --only ista-tuned
+    python reproduce/score_solvers.py --size 50 --output trial --only ista-tuned
 
 A file that was made with the same settings on the same frames is kept; ``--again`` makes it anew.
 """
