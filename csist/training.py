@@ -62,6 +62,7 @@ class Run:
     options: dict = field(default_factory=dict)  # of the network's class
     batch: int = 64
     clip: float | None = None  # largest norm of a step's gradient; see reproduce/runs.yaml for who needs it
+    symmetries: bool = False  # turn and mirror each sample at random, differently in every pass: optics and sensor look the same from all eight sides
     train_size: int = 80_000
     val_size: int = 2_000  # validation frames scored after each epoch; the best score picks the weights
     test_size: int | None = None  # None: all 10,000, scored once
@@ -152,8 +153,13 @@ class TrainingSet:
             self._order = (number, rng.permutation(len(self)))
         return self._order[1]
 
-    def batch(self, numbers: torch.Tensor, view: str):
-        """(frames or windows (B, n, n), sub-pixel truth (B, cn, cn), window origins or None), float32."""
+    def turns(self, step: int, batch: int) -> torch.Tensor:
+        """Which of the square's eight symmetries each sample of a step's batch goes through, (B, 3) bool: mirror rows, mirror columns, transpose."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(8, step)))
+        return torch.from_numpy(rng.integers(0, 2, (batch, 3)).astype(bool))
+
+    def batch(self, numbers: torch.Tensor, view: str, turns: torch.Tensor | None = None):
+        """(frames or windows (B, n, n), sub-pixel truth (B, cn, cn), window origins or None), float32; mirrored and transposed where ``turns`` says."""
         size, ratio = self.frames.shape[-1], self.grid.ratio
         frames, index, origin = self.frames[numbers], self.index[numbers], None
         if view == "windows":
@@ -166,7 +172,24 @@ class TrainingSet:
         index = index.clamp(0, size * ratio - 1)
         rows = torch.arange(len(numbers))[:, None].expand(index.shape[:2])
         truth.index_put_((rows, index[..., 0], index[..., 1]), self.intensity[numbers], accumulate=True)
+        if turns is not None:
+            frames, truth = turn(frames, turns), turn(truth, turns)
+            if origin is not None:
+                origin = torch.where(turns[:, :2], self.frames.shape[-1] - WINDOW - origin, origin)
+                origin = torch.where(turns[:, 2:], origin.flip(1), origin)
         return frames.float(), truth, origin
+
+
+def turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Mirror the rows, then the columns, then transpose, each where a sample's three flags (B, 3) say so.
+
+    >>> turn(torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[True, False, True]])).tolist()
+    [[[3, 1], [4, 2]]]
+    """
+    rows, columns, transpose = turns.T[:, :, None, None]
+    images = torch.where(rows, images.flip(1), images)
+    images = torch.where(columns, images.flip(2), images)
+    return torch.where(transpose, images.transpose(1, 2), images)
 
 
 class LossModule(nn.Module):
@@ -267,7 +290,8 @@ class Trainer:
         number, _ = self.run.place(self.step)
         rank, world = self.engine.process_index, self.engine.num_processes
         numbers = self.set.numbers(self.step, self.run.batch)[rank::world]
-        frames, truth, origin = self.set.batch(numbers, self.run.phases[number].view)
+        turns = self.set.turns(self.step, self.run.batch)[rank::world] if self.run.symmetries else None
+        frames, truth, origin = self.set.batch(numbers, self.run.phases[number].view, turns)
         move = lambda value: None if value is None else value.to(self.engine.device, non_blocking=True)
         for group in self.optimiser.param_groups:
             group["lr"] = self.run.rate(self.step)
