@@ -10,6 +10,7 @@ Derived in the book's chapter "DISTA-Net", section "Training it".
 """
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -63,6 +64,9 @@ class Run:
     batch: int = 64
     clip: float | None = None  # largest norm of a step's gradient; see reproduce/runs.yaml for who needs it
     symmetries: bool = False  # turn and mirror each sample at random, differently in every pass: optics and sensor look the same from all eight sides
+    fresh: bool = False  # simulate new training frames for every pass through the data, an endless stream of the same law
+    average: float | None = None  # decay of a running average of the weights, which is what is validated and kept; for example 0.999
+    target_weight: float = 1.0  # weight in the loss of a sub-pixel that holds a target; the others weigh 1
     train_size: int = 80_000
     val_size: int = 2_000  # validation frames scored after each epoch; the best score picks the weights
     test_size: int | None = None  # None: all 10,000, scored once
@@ -73,6 +77,12 @@ class Run:
         """A run from plain values; unknown keys are errors."""
         phases = tuple(Phase(**phase) for phase in entry.get("phases", [{}]))
         return cls(**{**entry, "phases": phases})
+
+    def __post_init__(self):
+        if self.average is not None and not 0 < self.average < 1:
+            raise ValueError(f"{self.name}: average must be None or between 0 and 1, for example 0.999; got {self.average!r}")
+        if not self.target_weight > 0:
+            raise ValueError(f"{self.name}: target_weight must be positive; got {self.target_weight!r}")
 
     @property
     def steps(self) -> list[int]:
@@ -123,29 +133,44 @@ def is_finished(run: Run, results) -> bool:
 
 
 class TrainingSet:
-    """Frames and targets in memory as uint8 and index lists; batches of either view are cut on demand.
+    """Frames and targets in memory as uint8 and index lists, on the device that trains; batches of either view are cut on demand.
 
     The order is a permutation drawn from (seed, pass through the data): a pure function of the step, so a resumed run sees the same batches.
+    With ``fresh``, every pass after the first one has its own simulated frames, a pure function of the same two numbers.
     """
 
-    def __init__(self, data: Frames, ratio: int, seed: int):
+    def __init__(self, data: Frames, ratio: int, seed: int, *, fresh: bool = False, device: str | torch.device = "cpu"):
         self.grid = SubpixelGrid(data.frames.shape[1:], ratio)
-        self.frames = torch.from_numpy(data.frames)
+        self.seed, self.fresh, self.device = seed, fresh, torch.device(device)
+        self._order, self._pass = (-1, None), 0
+        self._first = data if fresh else None  # to go back to: nothing else remembers the data of the first pass
+        self._load(data)
+
+    def _load(self, data: Frames) -> None:
         mask = data.targets.mask
         index = np.zeros((*mask.shape, 2), dtype=np.int64)
         index[mask] = self.grid.to_index(data.targets.xy[mask])
-        self.index = torch.from_numpy(index)
-        self.intensity = torch.from_numpy(np.where(mask, data.targets.intensity, 0.0)).float()
-        self.origin = torch.from_numpy(window_origin(data.targets.cell, data.frames.shape[1]))
-        self.seed, self._order = seed, (-1, None)
+        intensity = np.where(mask, data.targets.intensity, 0.0).astype(np.float32)
+        arrays = (data.frames, index, intensity, window_origin(data.targets.cell, data.frames.shape[1]))
+        self.frames, self.index, self.intensity, self.origin = (torch.from_numpy(array).to(self.device) for array in arrays)
 
     def __len__(self) -> int:
         return len(self.frames)
 
+    def go_to(self, step: int, batch: int) -> None:
+        """Have the data of a step's pass in memory."""
+        number = step * batch // len(self) if self.fresh else 0
+        if number != self._pass:
+            # the data set's own seed is small, so these streams are never those of its splits
+            seed = int(np.random.SeedSequence(self.seed, spawn_key=(9, number)).generate_state(1, np.uint64)[0])
+            self._load(csist100k("train", len(self), seed, cache=False) if number else self._first)
+            self._pass = number
+
     def numbers(self, step: int, batch: int) -> torch.Tensor:
         """Which samples make up a step's batch; batches run on across passes through the data."""
         flat = np.arange(step * batch, (step + 1) * batch)
-        return torch.from_numpy(np.concatenate([self._permutation(int(p))[flat[flat // len(self) == p] % len(self)] for p in np.unique(flat // len(self))]))
+        chosen = [self._permutation(int(p))[flat[flat // len(self) == p] % len(self)] for p in np.unique(flat // len(self))]
+        return torch.from_numpy(np.concatenate(chosen)).to(self.device)
 
     def _permutation(self, number: int) -> np.ndarray:
         if self._order[0] != number:
@@ -156,7 +181,7 @@ class TrainingSet:
     def turns(self, step: int, batch: int) -> torch.Tensor:
         """Which of the square's eight symmetries each sample of a step's batch goes through, (B, 3) bool: mirror rows, mirror columns, transpose."""
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(8, step)))
-        return torch.from_numpy(rng.integers(0, 2, (batch, 3)).astype(bool))
+        return torch.from_numpy(rng.integers(0, 2, (batch, 3)).astype(bool)).to(self.device)
 
     def batch(self, numbers: torch.Tensor, view: str, turns: torch.Tensor | None = None):
         """(frames or windows (B, n, n), sub-pixel truth (B, cn, cn), window origins or None), float32; mirrored and transposed where ``turns`` says."""
@@ -164,13 +189,13 @@ class TrainingSet:
         frames, index, origin = self.frames[numbers], self.index[numbers], None
         if view == "windows":
             origin, size = self.origin[numbers], WINDOW
-            rows, columns = (origin[:, axis, None] + torch.arange(WINDOW) for axis in (0, 1))
-            frames = frames[torch.arange(len(numbers))[:, None, None], rows[:, :, None], columns[:, None, :]]
+            rows, columns = (origin[:, axis, None] + torch.arange(WINDOW, device=self.device) for axis in (0, 1))
+            frames = frames[torch.arange(len(numbers), device=self.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
             index = index - ratio * origin[:, None]
-        truth = torch.zeros(len(numbers), size * ratio, size * ratio)
+        truth = torch.zeros(len(numbers), size * ratio, size * ratio, device=self.device)
         # padding entries have intensity 0; clamping only keeps their meaningless index legal
         index = index.clamp(0, size * ratio - 1)
-        rows = torch.arange(len(numbers))[:, None].expand(index.shape[:2])
+        rows = torch.arange(len(numbers), device=self.device)[:, None].expand(index.shape[:2])
         truth.index_put_((rows, index[..., 0], index[..., 1]), self.intensity[numbers], accumulate=True)
         if turns is not None:
             frames, truth = turn(frames, turns), turn(truth, turns)
@@ -237,15 +262,24 @@ class Trainer:
             raise ValueError(f"batch {run.batch} must be divisible by the number of processes, {self.engine.num_processes}")
         data = data or {"train": csist100k("train", run.train_size), "val": csist100k("val", run.val_size)}
         self.data_hash, self.val = frames_hash(data["train"]), data["val"]
-        self.set = TrainingSet(data["train"], run.ratio, run.seed)
+        self.set = TrainingSet(data["train"], run.ratio, run.seed, fresh=run.fresh, device=self.engine.device)
         set_seed(run.seed)
         self.network = create_network(run.network, ratio=run.ratio, **run.options).to(memory_format=torch.channels_last)
+        self.network.target_weight = run.target_weight
+        if not self.network.windows and any(phase.view == "windows" for phase in run.phases):
+            raise ValueError(f"{run.name}: {run.network} works on whole frames only; give its phases the view 'frames'")
         optimiser = torch.optim.Adam(self.network.parameters(), lr=run.rate(0))
         self.module, self.optimiser = self.engine.prepare(LossModule(self.network, precision), optimiser)
         self.network = self.engine.unwrap_model(self.module).network
+        self.averaged = None if run.average is None else copy.deepcopy(self.network).requires_grad_(False)
         self.step, self.seconds, self.history, self.best = 0, 0.0, [], None
         self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=self.engine.device), 0  # since the last validation
         self.interrupted = False  # by SIGTERM or Ctrl-C
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is validated and whose weights are kept: the averaged one if there is one."""
+        return self.network if self.averaged is None else self.averaged
 
     @property
     def total(self) -> int:
@@ -288,22 +322,33 @@ class Trainer:
     def _optimise(self) -> torch.Tensor:
         """One optimiser step on this process's share of the batch; returns the loss."""
         number, _ = self.run.place(self.step)
+        self.set.go_to(self.step, self.run.batch)
         rank, world = self.engine.process_index, self.engine.num_processes
         numbers = self.set.numbers(self.step, self.run.batch)[rank::world]
         turns = self.set.turns(self.step, self.run.batch)[rank::world] if self.run.symmetries else None
         frames, truth, origin = self.set.batch(numbers, self.run.phases[number].view, turns)
-        move = lambda value: None if value is None else value.to(self.engine.device, non_blocking=True)
         for group in self.optimiser.param_groups:
             group["lr"] = self.run.rate(self.step)
         self.module.train()
-        terms = self.module(move(frames), move(truth), move(origin))
+        terms = self.module(frames, truth, origin)
         loss = sum(terms.values())
         self.optimiser.zero_grad(set_to_none=True)
         self.engine.backward(loss)
         if self.run.clip is not None:
             self.engine.clip_grad_norm_(self.module.parameters(), self.run.clip)
         self.optimiser.step()
+        if self.averaged is not None:
+            self._average()
         return loss.detach()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights towards the current ones; faster in the beginning, so that the random start is soon forgotten."""
+        decay = min(self.run.average, (1 + self.step) / (10 + self.step))
+        for mean, value in zip(self.averaged.parameters(), self.network.parameters()):
+            mean.lerp_(value, 1 - decay)
+        for mean, value in zip(self.averaged.buffers(), self.network.buffers()):
+            mean.copy_(value)
 
     def _validate(self, loss: float, seen: int) -> None:
         """Score the validation frames, each exactly once, and keep the best weights."""
@@ -324,7 +369,7 @@ class Trainer:
         }
         self.history.append(entry)
         if self.best is None or entry["val_cso_map"] > max(e["val_cso_map"] for e in self.history[:-1]):
-            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
 
     def estimate(self, frames: np.ndarray) -> Targets:
         """Detections on frames, shared among the processes and put together in order; every frame once."""
@@ -333,7 +378,7 @@ class Trainer:
         rank, world = self.engine.process_index, self.engine.num_processes
         numbers = np.arange(len(frames))[rank::world]
         precision = "bfloat16" if self.precision == "bf16" else "float32"
-        images = predict(self.network, frames[numbers], device=self.engine.device, precision=precision)
+        images = predict(self.kept, frames[numbers], device=self.engine.device, precision=precision)
         local = detect(images, self.set.grid, DETECTION_THRESHOLD)
         if world == 1:
             return local
@@ -369,6 +414,7 @@ class Trainer:
 
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
+        tensors |= {f"averaged/{k}": v for k, v in (self.averaged.state_dict() if self.averaged is not None else {}).items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
         header = {
@@ -414,6 +460,8 @@ class Trainer:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.network.load_state_dict(part("network/"))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(part("averaged/"))
         self.best = part("best/") or None
         self.step, self.seconds, self.history = header["step"], header["seconds"], header["history"]
         self.loss_sum.fill_(header["loss"][0])

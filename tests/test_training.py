@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from csist.datasets import Frames, csist100k
-from csist.imaging import SubpixelGrid
+from csist.imaging import FocalPlane, SubpixelGrid
 from csist.networks import create_network
 from csist.networks.registry import read_weights, write_weights
+from csist.scenes import Targets
 from csist.training import Phase, Run, Trainer, TrainingSet, is_finished, score_weights, train, window_origin, write_json
 
 pytest.importorskip("accelerate")
@@ -132,6 +133,43 @@ def test_the_truth_of_a_window_is_the_crop_of_the_frames_truth(ratio):
     assert torch.allclose(part.sum((1, 2)), whole.sum((1, 2)))  # and nothing lies outside the window
 
 
+@pytest.mark.parametrize("view", ["windows", "frames"])
+def test_a_turned_sample_is_the_sample_of_the_turned_scene(view):
+    # The oracle turns the positions of the targets and lets the imaging model render them again.
+    data, plane = csist100k("train", 64), FocalPlane(bits=None, clip=False)
+    turns = torch.tensor([[code & 1, code & 2, code & 4] for code in range(8)] * 8).bool()
+    xy = data.targets.xy.copy()
+    xy[turns[:, 0].numpy(), :, 0] *= -1
+    xy[turns[:, 1].numpy(), :, 1] *= -1
+    xy[turns[:, 0].numpy(), :, 0] += 10
+    xy[turns[:, 1].numpy(), :, 1] += 10
+    xy[turns[:, 2].numpy()] = xy[turns[:, 2].numpy()][..., ::-1]
+    turned = Targets(xy, data.targets.intensity, data.targets.count)
+    expected = TrainingSet(Frames(np.floor(plane.render(turned)).clip(0, 255).astype(np.uint8), turned), 3, seed=0)
+    original = TrainingSet(Frames(np.floor(plane.render(data.targets)).clip(0, 255).astype(np.uint8), data.targets), 3, seed=0)
+    numbers = torch.arange(64)
+    for got, right in zip(original.batch(numbers, view, turns), expected.batch(numbers, view)):
+        assert (got is None and right is None) or (got - right).abs().max() <= 1  # floor may fall either way
+
+
+def test_turns_are_a_function_of_the_step_and_use_all_eight():
+    samples = TrainingSet(csist100k("train", 100), 3, seed=0)
+    assert torch.equal(samples.turns(5, 64), samples.turns(5, 64)) and not torch.equal(samples.turns(5, 64), samples.turns(6, 64))
+    assert len({tuple(turn) for turn in samples.turns(0, 500).tolist()}) == 8
+
+
+def test_a_fresh_stream_has_new_frames_in_every_pass_and_can_go_back():
+    data = csist100k("train", 200)
+    samples = TrainingSet(data, 3, seed=0, fresh=True)
+    frames = []
+    for step in (0, 2, 4, 0, 2):  # 100 samples a step, two steps a pass
+        samples.go_to(step, 100)
+        frames.append(samples.frames.clone())
+    assert torch.equal(frames[0], torch.from_numpy(data.frames)) and torch.equal(frames[3], frames[0]) and torch.equal(frames[4], frames[1])
+    everything = torch.cat([*frames[:3], torch.from_numpy(csist100k("test", 200).frames)])
+    assert len(everything.flatten(1).unique(dim=0)) == 800
+
+
 def test_window_origins_stay_on_the_frame():
     assert window_origin([[0, 10], [1, 5], [9, 2]], 11).tolist() == [[0, 6], [0, 3], [6, 0]]
 
@@ -190,6 +228,58 @@ def test_a_run_in_pieces_is_bit_for_bit_the_run_in_one_go(straight, tmp_path, pi
     for mine, theirs in zip(trainer.optimiser.state_dict()["state"].values(), straight.optimiser.state_dict()["state"].values()):
         assert same_weights(mine, theirs)
     assert not list(tmp_path.glob("*.part"))
+
+
+OURS = replace(TINY, name="ours", train_size=64, symmetries=True, fresh=True, average=0.9, target_weight=3.0, clip=1.0)
+
+
+def test_every_option_of_a_run_survives_being_cut_into_pieces(tmp_path):
+    whole = trainer_of(OURS, tmp_path / "whole")
+    assert whole.fit(progress=False)
+    for steps in (4, 6):
+        piece = trainer_of(OURS, tmp_path / "pieces")
+        piece.resume()
+        stop_after(piece, steps)
+        assert not piece.fit(progress=False)
+    rest = trainer_of(OURS, tmp_path / "pieces")
+    assert rest.resume() and rest.step < rest.total and rest.fit(progress=False)
+    assert same_weights(rest.network.state_dict(), whole.network.state_dict()) and same_weights(rest.best, whole.best)
+    assert without_times(rest.history) == without_times(whole.history)
+
+
+def test_averaged_weights_are_the_running_mean_and_are_the_ones_kept(tmp_path):
+    trainer = trainer_of(replace(OURS, average=0.5), tmp_path)
+    mean = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    for step in range(12):
+        trainer._optimise()
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = {name: decay * mean[name] + (1 - decay) * value.detach() for name, value in trainer.network.named_parameters()}
+        trainer.step += 1
+    for name, value in trainer.kept.named_parameters():
+        torch.testing.assert_close(value, mean[name])
+    assert not same_weights(trainer.kept.state_dict(), trainer.network.state_dict())
+    trainer._validate(0.0, 192)
+    assert same_weights(trainer.best, trainer.averaged.state_dict())
+
+
+def test_the_target_weight_counts_only_where_a_target_is():
+    network = create_network("ista-net", stages=1, start=False)
+    estimate, truth = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0]])
+    assert network.discrepancy(estimate, truth) == 4.0
+    network.target_weight = 5.0
+    assert network.discrepancy(estimate, truth) == 12.0
+
+
+@pytest.mark.parametrize("change, words", [({"average": 1.0}, "average"), ({"average": 0}, "average"), ({"target_weight": 0.0}, "target_weight")])
+def test_options_out_of_range_are_errors(change, words):
+    with pytest.raises(ValueError, match=words):
+        replace(TINY, **change)
+
+
+def test_a_network_that_needs_whole_frames_is_not_shown_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr("csist.networks.ista_net.IstaNet.windows", False)
+    with pytest.raises(ValueError, match="whole frames only.*frames"):
+        trainer_of(TINY, tmp_path)
 
 
 def stop_after(trainer, steps):

@@ -3,6 +3,7 @@
 Two variants share parameter names and counts. ``paper`` follows the equations: one kernel per sample, gradients through the kernel generator, a
 threshold that is subtracted. ``released`` repeats what the published code computes, for the errata chapter: the generator gets no gradient, the
 "threshold" is multiplied by the features once more, which makes it a gate, and the kernels of a batch of 64 are used across its samples.
+The first two differences can also be had one at a time (``train_kernels=False``, ``gate=True``), to see what each of them is worth.
 """
 from __future__ import annotations
 
@@ -52,12 +53,15 @@ class DistaNetStage(nn.Module):
         Sub-pixel ratio c and frame size [px]; the kernel generator reads the whole previous estimate, c^2 size^2 numbers.
     dynamic_transform, dynamic_threshold : bool
         Switch either off for the ablations of the paper's Table 2.
+    train_kernels, gate : bool
+        Whether gradients reach the kernel generator, and whether the threshold is the released gate; the released variant always has False and True.
     """
 
     def __init__(self, ratio: int, size: int = 11, variant: str = "paper", features: int = FEATURES, static_weight: float = STATIC_WEIGHT,
-                 dynamic_transform: bool = True, dynamic_threshold: bool = True):
+                 dynamic_transform: bool = True, dynamic_threshold: bool = True, train_kernels: bool = True, gate: bool = False):
         super().__init__()
         self.variant, self.static_weight = variant, static_weight
+        self.train_kernels, self.gate = (False, True) if variant == "released" else (train_kernels, gate)
         self.lambda_step = nn.Parameter(torch.tensor([0.5]))
         self.conv1_forward = xavier_kernel(features, 1)
         self.conv2_forward = xavier_kernel(features, features)
@@ -76,7 +80,7 @@ class DistaNetStage(nn.Module):
         """W(s): one 3 x 3 kernel per sample, (B, 1, 3, 3), from the previous estimate on the whole frame."""
         scale = 1.0 if self.variant == "released" else KERNEL_INPUT_SCALE
         kernels = self.w2(self.w1(scale * previous.flatten(1))).view(-1, 1, 3, 3)
-        return kernels.detach() if self.variant == "released" else kernels
+        return kernels if self.train_kernels else kernels.detach()
 
     def dynamic_branch(self, step, previous):
         """Each sample convolved with its own kernel, through a sigmoid, (B, 1, ...); in the released variant channel j carries kernel j."""
@@ -100,7 +104,7 @@ class DistaNetStage(nn.Module):
         if not self.dynamic_threshold:
             return self.soft_thr
         attention = self.att(features)
-        return features * attention if self.variant == "released" else attention
+        return features * attention if self.gate else attention
 
     def inverse(self, features):
         """The learned left inverse of the transform."""
@@ -127,10 +131,15 @@ class DistaNet(UnfoldedNetwork):
         Ablations of Table 2.
     static_weight : float
         alpha, the share of the static branch, 0 to 1.
+    train_kernels : bool
+        False leaves the kernel generator at its random start, as the released code does.
+    gate : bool
+        True multiplies the threshold by the features, as the released code does: a gate instead of a soft threshold.
     """
 
     def __init__(self, ratio: int = 3, stages: int | None = None, variant: str = "paper", plane: FocalPlane | None = None, start: bool = True,
-                 static_weight: float = STATIC_WEIGHT, dynamic_transform: bool = True, dynamic_threshold: bool = True):
+                 static_weight: float = STATIC_WEIGHT, dynamic_transform: bool = True, dynamic_threshold: bool = True, train_kernels: bool = True,
+                 gate: bool = False):
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
         if not 0 <= static_weight <= 1:
@@ -138,7 +147,7 @@ class DistaNet(UnfoldedNetwork):
         size = (plane or FocalPlane()).shape[0]
 
         def stage():
-            return DistaNetStage(ratio, size, variant, FEATURES, static_weight, dynamic_transform, dynamic_threshold)
+            return DistaNetStage(ratio, size, variant, FEATURES, static_weight, dynamic_transform, dynamic_threshold, train_kernels, gate)
 
         super().__init__(stage, (4 if ratio == 7 else 6) if stages is None else stages, ratio, plane, start)
 

@@ -65,6 +65,9 @@ def initial_matrix(plane: FocalPlane, ratio: int) -> np.ndarray:
 class UnmixingNetwork(nn.Module):
     """A network from frames (B, 11, 11) in grey levels to sub-pixel images (B, 11c, 11c) of intensities."""
 
+    windows = True  # whether it can also be shown windows of a frame
+    target_weight = 1.0  # weight in the loss of a sub-pixel that holds a target; the others weigh 1
+
     def __init__(self, ratio: int, plane: FocalPlane | None = None):
         super().__init__()
         self.ratio = check_ratio(ratio)
@@ -88,7 +91,12 @@ class UnmixingNetwork(nn.Module):
 
     def loss(self, frames: torch.Tensor, truth: torch.Tensor, origin: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Terms of the training loss; their sum is minimised. Here the mean squared error over all sub-pixels."""
-        return {"discrepancy": (self(frames, origin) - truth).square().mean()}
+        return {"discrepancy": self.discrepancy(self(frames, origin), truth)}
+
+    def discrepancy(self, estimate: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Mean squared error over all sub-pixels, those with a target weighted by ``target_weight``."""
+        squares = (estimate - truth).square()
+        return squares.mean() if self.target_weight == 1 else torch.where(truth > 0, self.target_weight * squares, squares).mean()
 
 
 class UnfoldedNetwork(UnmixingNetwork):
@@ -171,4 +179,4 @@ class UnfoldedNetwork(UnmixingNetwork):
         for estimate, residual in self.unfold(frames, origin, symmetry=True):  # noqa: B007
             if residual is not None:
                 symmetry = symmetry + residual.float().square().mean()
-        return {"discrepancy": (estimate[:, 0] - truth).square().mean(), "symmetry": self.symmetry_weight * symmetry}
+        return {"discrepancy": self.discrepancy(estimate[:, 0], truth), "symmetry": self.symmetry_weight * symmetry}
