@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from csist.datasets import csist100k, frames_hash
 from csist.imaging import FocalPlane, SubpixelGrid
@@ -81,7 +82,7 @@ def predict(
     frames : array (n, 11, 11)
         Grey levels.
     batch : int
-        Frames that run together.
+        Frames that run together; a network that runs on one batch size only gets that, the last batch filled up with empty frames.
     device : str
         ``"cpu"`` or ``"cuda"``.
     precision : {"float32", "bfloat16"}
@@ -109,7 +110,7 @@ class _Batches:
     """A network applied batch by batch."""
 
     def __init__(self, network, batch: int, device, precision: str, progress: bool):
-        self.network, self.batch, self.device, self.precision, self.progress = network, batch, torch.device(device), precision, progress
+        self.network, self.batch, self.device, self.precision, self.progress = network, network.batch_size or batch, torch.device(device), precision, progress
 
     @torch.no_grad()
     def __call__(self, frames, origin=None) -> np.ndarray:
@@ -124,8 +125,12 @@ class _Batches:
             piece = slice(start, start + self.batch)
             shown = torch.from_numpy(np.ascontiguousarray(frames[piece])).to(self.device).float()
             corner = None if origin is None else torch.from_numpy(origin[piece]).to(self.device)
+            count, missing = len(shown), self.batch - len(shown) if self.network.batch_size else 0
+            if missing:
+                shown = nn.functional.pad(shown, (0, 0, 0, 0, 0, missing))
+                corner = None if corner is None else nn.functional.pad(corner, (0, 0, 0, missing))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                images[piece] = self.network(shown, corner).float().cpu().numpy()
+                images[piece] = self.network(shown, corner)[:count].float().cpu().numpy()
         return images
 
 

@@ -359,6 +359,16 @@ def test_the_released_network_runs_on_64_frames_or_on_one():
             network(frames[:63])
 
 
+def test_predict_fills_up_the_last_batch_of_the_released_network():
+    network, frames = fresh("dista-net", stages=1, variant="released"), csist100k("test", 70).frames
+    images = predict(network, frames)
+    with torch.no_grad():
+        filled = np.concatenate([frames[64:], np.zeros((58, 11, 11), np.uint8)])
+        expected = torch.cat([network(torch.from_numpy(frames[:64]).float()), network(torch.from_numpy(filled).float())[:6]])
+    np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-3)
+    assert predict(network, frames, windows=True).shape == (70, 33, 33)
+
+
 def test_the_released_kernel_generator_never_learns():
     network = fresh("dista-net", stages=2, variant="released").train()
     sum(network.loss(*batch_of(3, 1)).values()).backward()

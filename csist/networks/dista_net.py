@@ -150,6 +150,7 @@ class DistaNet(UnfoldedNetwork):
             return DistaNetStage(ratio, size, variant, FEATURES, static_weight, dynamic_transform, dynamic_threshold, train_kernels, gate)
 
         super().__init__(stage, (4 if ratio == 7 else 6) if stages is None else stages, ratio, plane, start)
+        self.batch_size = FEATURES if variant == "released" else None
 
     def on_frame(self, estimate, origin):
         """A window's estimate in its place on a frame of zeros, because the kernel generator reads whole frames."""
