@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from csist.datasets import csist100k, frames_hash
-from csist.imaging import FocalPlane, SubpixelGrid
+from csist.imaging import FocalPlane, SubpixelGrid, check_frames
 from csist.networks.registry import NETWORKS, load_network, unknown_name
 from csist.scenes import Targets
 
@@ -132,21 +132,6 @@ class _Batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 images[piece] = self.network(shown, corner)[:count].float().cpu().numpy()
         return images
-
-
-def check_frames(frames, shape=(11, 11)) -> np.ndarray:
-    """Frames as a finite (n, rows, columns) array of non-negative grey levels; a clear error names what is wrong."""
-    frames = np.asarray(frames)
-    if frames.ndim == 2:
-        frames = frames[None]
-    if frames.ndim != 3 or frames.shape[1:] != tuple(shape):
-        raise ValueError(f"frames must have shape (n, {shape[0]}, {shape[1]}); got {frames.shape}")
-    if not np.issubdtype(frames.dtype, np.number) or np.issubdtype(frames.dtype, np.complexfloating):
-        raise ValueError(f"frames must hold real grey levels; got dtype {frames.dtype}")
-    bad = ~np.isfinite(frames).all(axis=(1, 2))
-    if bad.any():
-        raise ValueError(f"frames must be finite; frame {int(np.argmax(bad))} holds nan or infinity ({int(bad.sum())} such frames)")
-    return frames
 
 
 def list_methods() -> list[str]:

@@ -259,3 +259,17 @@ def check_ratio(ratio) -> int:
     if isinstance(ratio, bool) or not isinstance(ratio, (int, np.integer)) or ratio < 1 or ratio % 2 == 0 or ratio > 31:
         raise ValueError(f"ratio c must be an odd integer from 1 to 31, so that one sub-pixel sits on the pixel's centre; got {ratio!r}. Try 3, 5 or 7")
     return int(ratio)
+
+
+def check_frames(frames, shape=(11, 11)) -> np.ndarray:
+    """Frames as a finite real array (n, rows, columns) in grey levels, one frame as n = 1; a clear error names what is wrong."""
+    frames = np.asarray(frames)
+    frames = frames[None] if frames.ndim == 2 else frames
+    if frames.ndim != 3 or frames.shape[1:] != tuple(shape):
+        raise ValueError(f"frames must have shape (n, {shape[0]}, {shape[1]}) like the focal plane; got {frames.shape}")
+    if frames.dtype.kind not in "buif":
+        raise ValueError(f"frames must hold real numbers (grey levels); got dtype {frames.dtype}")
+    bad = ~np.isfinite(frames).all(axis=(1, 2))
+    if bad.any():
+        raise ValueError(f"frames must be finite; frame {int(np.argmax(bad))} holds nan or infinity ({int(bad.sum())} such frames). Replace or drop them")
+    return frames

@@ -11,8 +11,8 @@ import torch
 import csist.evaluation as evaluation
 import csist.networks.registry as registry
 from csist.datasets import csist100k
-from csist.evaluation import WINDOW, check_frames, detect, evaluate, light_windows, list_methods, predict, provenance, unmix
-from csist.imaging import FocalPlane, SubpixelGrid
+from csist.evaluation import WINDOW, detect, evaluate, light_windows, list_methods, predict, provenance, unmix
+from csist.imaging import FocalPlane, SubpixelGrid, check_frames
 from csist.metrics import cso_map
 from csist.networks import NETWORKS, create_network
 
@@ -127,8 +127,8 @@ FRAMES = np.zeros((2, 11, 11))
         (FRAMES[0, 0], {}, r"\(n, 11, 11\)"),
         (FRAMES + np.nan, {}, "frame 0 holds nan or infinity"),
         (np.where(np.arange(2)[:, None, None] == 1, np.inf, FRAMES), {}, "frame 1 holds nan or infinity .1 such frames"),
-        (FRAMES.astype(complex), {}, "real grey levels"),
-        (FRAMES.astype(str), {}, "real grey levels"),
+        (FRAMES.astype(complex), {}, "real numbers"),
+        (FRAMES.astype(str), {}, "real numbers"),
         (FRAMES, {"plane": FocalPlane((9, 9))}, r"\(n, 9, 9\)"),
     ],
 )

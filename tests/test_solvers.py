@@ -48,7 +48,7 @@ def test_operator_is_the_dense_matrix(plane, ratio):
 def test_pinv_is_numpys(sigma):
     plane = FocalPlane(sigma=sigma)  # at sigma = 3 px the matrix is singular in float64: the cut-off on products of singular values decides
     matrix, frame = plane.steering_matrix(GRID), np.random.default_rng(2).uniform(0, 255, (3, 11, 11))
-    rcond = 1e-15 if sigma < 1 else 1e-8
+    rcond = 1e-15 if sigma < 1 else 1e-4
     expected = (np.linalg.pinv(matrix, rcond=rcond) @ frame.reshape(3, -1).T).T.reshape(3, 33, 33)
     np.testing.assert_allclose(SteeringOperator(plane, GRID).pinv(frame, rcond), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
 
@@ -305,7 +305,6 @@ def test_ista_refuses(changes, message):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((11, 11)), r"frame\[None\]"),
         (np.zeros((1, 33, 33)), "shape"),
         (np.full((1, 11, 11), np.inf), "frame 0 holds nan or infinity"),
         (np.zeros((1, 11, 11), dtype=complex), "real numbers"),

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from csist.imaging import FocalPlane, SubpixelGrid
-from csist.solvers.ista import SteeringOperator, check_frames, check_number
+from csist.imaging import FocalPlane, SubpixelGrid, check_frames
+from csist.solvers.ista import SteeringOperator, check_number
 
 BLOCK = 256  # frames treated together
 
@@ -51,7 +51,7 @@ def omp(frames, plane: FocalPlane, grid: SubpixelGrid, n_targets=None, tolerance
     ([16, 10], 240.0)
     """
     operator = SteeringOperator(plane, grid)
-    frames = check_frames(frames, plane)
+    frames = check_frames(frames, plane.shape).astype(np.float64)
     most = min(math.prod(plane.shape), math.prod(grid.shape))
     if tolerance is None:
         tolerance = 0.0 if n_targets is not None else math.sqrt(math.prod(plane.shape) / 12)

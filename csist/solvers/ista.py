@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from csist.imaging import FocalPlane, SubpixelGrid
+from csist.imaging import FocalPlane, SubpixelGrid, check_frames
 
 BLOCK = 32  # frames that iterate together: their arrays stay in the processor's cache
 
@@ -189,7 +189,7 @@ def ista(
     (True, True)
     """
     operator = SteeringOperator(plane, grid)
-    frames = check_frames(frames, plane)
+    frames = check_frames(frames, plane.shape).astype(np.float64)
     step = _check_settings(operator, sparsity, step, max_iterations, tolerance, momentum)
     start = _initial_images(initial, frames, operator)
     weights = (frames < plane.full_scale).astype(np.float64) if mask_saturated else None
@@ -257,22 +257,6 @@ def unmix_ista(frames, plane: FocalPlane | None = None, ratio: int = 3, settings
     chosen = vars(replace(settings, **changes)) | {"record_objective": False}
     del chosen["threshold"]
     return ista(frames, plane, SubpixelGrid(plane.shape, ratio), **chosen).image
-
-
-def check_frames(frames, plane: FocalPlane) -> np.ndarray:
-    """Frames as (n, rows, columns) float64; a clear error for another shape, complex or non-finite values."""
-    frames = np.asarray(frames)
-    rows, columns = plane.shape
-    if frames.ndim != 3 or frames.shape[1:] != plane.shape:
-        hint = "; for one frame pass frame[None]" if frames.shape == plane.shape else ""
-        raise ValueError(f"frames must have shape (n, {rows}, {columns}) like the focal plane; got {frames.shape}{hint}")
-    if frames.dtype.kind not in "buif":
-        raise ValueError(f"frames must hold real numbers (grey levels); got dtype {frames.dtype}")
-    frames = frames.astype(np.float64)
-    if not np.isfinite(frames).all():
-        bad = int(np.flatnonzero(~np.isfinite(frames).all((1, 2)))[0])
-        raise ValueError(f"frames must be finite grey levels; frame {bad} holds nan or infinity. Replace or drop it")
-    return frames
 
 
 def check_number(name: str, value, low: float, meaning: str) -> float:
