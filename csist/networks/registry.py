@@ -11,10 +11,23 @@ import torch
 
 from csist.imaging import check_ratio
 from csist.networks.dista_net import DistaNet
+from csist.networks.fista_net import FistaNet
 from csist.networks.ista_net import IstaNet, IstaNetPlus
+from csist.networks.lista import Lamp, Liht, Lista, Tilista
+from csist.networks.sr import SUPER_RESOLUTION
 from csist.networks.unfolding import UnmixingNetwork
 
-NETWORKS = {"ista-net": IstaNet, "ista-net+": IstaNetPlus, "dista-net": DistaNet}
+UNFOLDED = {
+    "ista-net": IstaNet,
+    "ista-net+": IstaNetPlus,
+    "dista-net": DistaNet,
+    "fista-net": FistaNet,
+    "lista": Lista,
+    "liht": Liht,
+    "lamp": Lamp,
+    "tilista": Tilista,
+}
+NETWORKS = {**UNFOLDED, **SUPER_RESOLUTION}
 
 
 def unknown_name(name, known) -> ValueError:
@@ -31,7 +44,7 @@ def create_network(name: str, ratio: int = 3, **options) -> UnmixingNetwork:
     Parameters
     ----------
     name : str
-        ``"ista-net"``, ``"ista-net+"`` or ``"dista-net"``.
+        ``"ista-net"``, ``"ista-net+"``, ``"dista-net"``, or any other key of ``NETWORKS``.
     ratio : int
         Odd sub-pixel ratio c.
     options
@@ -104,8 +117,8 @@ def load_network(name: str, ratio: int = 3, run: str | None = None) -> UnmixingN
     return network.eval()
 
 
-def read_weights(path) -> tuple[UnmixingNetwork, dict]:
-    """The network stored in a safetensors file, and the run that made it (both from the file's own header)."""
+def read_tensors(path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors (as float32) and header of a weights file of this package; a clear error for anything else."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -116,6 +129,14 @@ def read_weights(path) -> tuple[UnmixingNetwork, dict]:
         raise ValueError(f"{path} is no csist weights file: {error}") from error
     if header is None:
         raise ValueError(f"{path} is no csist weights file: its header lacks the 'csist' entry")
+    return tensors, header
+
+
+def read_weights(path) -> tuple[UnmixingNetwork, dict]:
+    """The network stored in a safetensors file, and the run that made it (both from the file's own header)."""
+    tensors, header = read_tensors(path)
+    if header.get("kind"):
+        raise ValueError(f"{path} holds a {header['kind']}, not an unmixing network")
     network = create_network(header["network"], ratio=header["ratio"], start=False, **header.get("options", {}))
     network.load_state_dict(tensors)
     return network, header
