@@ -17,7 +17,7 @@ from csist.datasets import csist100k, frames_hash
 from csist.evaluation import provenance
 from csist.metrics import score_report
 from csist.networks import create_network
-from csist.networks.registry import run_name, write_weights
+from csist.networks.registry import NETWORKS, run_name, write_weights
 from csist.scenes import Targets
 from csist.solvers.ista import PAPER, TUNED
 from csist.training import Phase, Run, write_json
@@ -95,7 +95,8 @@ def test_without_a_result_a_row_says_so_and_borrows_nothing(rows):
     assert rows["ista-tuned"]["status"] == "not scored yet"
 
 
-def test_a_method_that_is_not_here_says_so(tmp_path):
+def test_a_method_that_is_not_here_says_so(tmp_path, monkeypatch):
+    monkeypatch.delitem(NETWORKS, "srfbn", raising=False)
     (row,) = reporting.table1_rows(3, ["srfbn"], folder=tmp_path)
     assert row["status"] == "not implemented yet" and row["label"] == "SRFBN" and row["paper_cso_map"] == 46.05
     assert row["ours_parameters"] is None
@@ -118,7 +119,7 @@ def test_our_columns_hold_the_files_numbers_and_no_others(folder, rows):
 
 def test_the_papers_numbers_never_reach_our_columns(monkeypatch, folder):
     before = reporting.table1_rows(3, METHODS, folder=folder)
-    monkeypatch.setattr(reporting, "paper_values", lambda ratio=3: {name: {"method": name, "cso_map": -1.0, "ap05": -1.0} for name in METHODS})
+    monkeypatch.setattr(reporting.selection, "paper_values", lambda ratio=3: {name: {"method": name, "cso_map": -1.0, "ap05": -1.0} for name in METHODS})
     after = reporting.table1_rows(3, METHODS, folder=folder)
     ours = lambda rows: [{name: value for name, value in row.items() if name.startswith("ours_")} for row in rows]
     assert ours(before) == ours(after)
@@ -314,7 +315,7 @@ def test_live_answers_come_from_the_weights_that_are_there(tmp_path):
 @pytest.mark.parametrize(("frames", "expected"), [(4, 4), (64, 8), (1000, 100), (10_000, 200)])
 def test_the_slow_setting_gets_few_frames(frames, expected):
     slow, quick = (reporting.Entry("key", "ista", "label", "result", settings) for settings in (PAPER, TUNED))
-    assert reporting._live_frames(slow, frames) == expected and reporting._live_frames(quick, frames) == frames
+    assert reporting.live._live_frames(slow, frames) == expected and reporting.live._live_frames(quick, frames) == frames
 
 
 def live_of(row, gap):

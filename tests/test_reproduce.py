@@ -53,19 +53,24 @@ def test_stored_notebooks_hold_no_outputs(path):
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 
 
-def test_the_parameters_comment_names_the_scales_frames():
-    from csist.reporting import SCALES
-
-    text = (REPRODUCE / "table1.md").read_text(encoding="utf-8")
-    assert "{:,}, {:,} or {:,} by scale".format(*SCALES.values()) in text
+MANY_ROWS = ("table2_ablation", "table3_grid_ratio", "figure7_hyperparameters")
 
 
-def run_notebook(folder, **parameters):
+@pytest.mark.parametrize("name", ["table1", *MANY_ROWS])
+def test_the_parameters_comment_names_the_scales_frames(name):
+    from csist import reporting
+
+    scales = reporting.MANY_ROWS if name in MANY_ROWS else reporting.SCALES
+    text = (REPRODUCE / f"{name}.md").read_text(encoding="utf-8")
+    assert "{:,}, {:,} or {:,} by scale".format(*scales.values()) in text and ("reporting.MANY_ROWS" in text) == (name in MANY_ROWS)
+
+
+def run_notebook(folder, name="table1", **parameters):
     papermill = pytest.importorskip("papermill")
     output = folder / "output"
     return papermill.execute_notebook(
-        str(REPRODUCE / "table1.ipynb"),
-        str(folder / "table1.ipynb"),
+        str(REPRODUCE / f"{name}.ipynb"),
+        str(folder / f"{name}.ipynb"),
         parameters={"scale": "smoke", "n_test": 24, "device": "cpu", "output_dir": str(output), **parameters},
         kernel_name="python3",
         cwd=str(folder),  # anywhere but the repository
@@ -92,6 +97,55 @@ def test_table1_runs_at_smoke_scale_from_anywhere(tmp_path, monkeypatch):
     assert str(tmp_path) not in json.dumps([output for output in outputs(notebook)])  # no folder of this machine in the book
 
 
+def stored(folder, name: str) -> dict:
+    """What a page wrote: its JSON, after a check that the CSV has a line for each row."""
+    content = json.loads((folder / "output" / f"{name}.json").read_text())
+    assert (folder / "output" / f"{name}.csv").read_text().count("\n") == len(content["rows"]) + 1
+    return content
+
+
+def check_page(notebook, folder, rows, figures: int):
+    """A page's promises: no text on stderr, its figures, no folder of this machine; every row that has no score says why and borrows none."""
+    assert not [output for output in outputs(notebook) if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) >= figures
+    text = json.dumps(outputs(notebook))
+    assert str(folder) not in text
+    for row in rows:
+        assert row["status"] == "scored" or (row["status"] in text and row["ours_cso_map"] is None)
+        assert (row["status"] == "scored") == (REPRODUCE / "results" / f"{row['result']}.json").is_file()
+
+
+@pytest.mark.slow
+def test_table2_runs_at_smoke_scale(tmp_path):
+    notebook = run_notebook(tmp_path, "table2_ablation")
+    content = stored(tmp_path, "table2_ablation")
+    check_page(notebook, tmp_path, content["rows"], figures=2)
+    parts = ["no-transform", "no-threshold", "standard", "frozen-kernels", "gate", "released"]
+    assert [row["key"] for row in content["rows"]][:7] == ["ista-net-standard", *[f"dista-net-{part}" for part in parts]]
+    scored = [row for row in content["rows"] + content["longer"] if row["status"] == "scored"]
+    assert set(content["live"]) == {row["key"] for row in scored if (REPRODUCE / "weights" / f"{row['result']}.safetensors").is_file()}
+    assert json.dumps(notebook).count("The printed pair is that of") == 2  # the two rows of the paper's table that print the cost of c = 5
+
+
+@pytest.mark.slow
+def test_table3_runs_at_smoke_scale(tmp_path):
+    notebook = run_notebook(tmp_path, "table3_grid_ratio", methods=["ista-net", "cfgn"], ratios=[5, 7])
+    content = stored(tmp_path, "table3_grid_ratio")
+    check_page(notebook, tmp_path, content["rows"], figures=2)
+    keys = [row["key"] for row in content["rows"]]
+    assert [key for key in keys if "ours" not in key and "recipe" not in key] == ["ista-net-c5", "cfgn-c5", "ista-net-c7", "cfgn-c7"]
+    assert 0.5 < content["ceilings"]["5"]["random"] < content["ceilings"]["7"]["random"] < content["ceilings"]["7"]["ranked"] < 1
+
+
+@pytest.mark.slow
+def test_figure7_runs_at_smoke_scale(tmp_path):
+    notebook = run_notebook(tmp_path, "figure7_hyperparameters")
+    content = stored(tmp_path, "figure7_hyperparameters")
+    check_page(notebook, tmp_path, content["rows"], figures=1)
+    assert [(row["axis"], row["value"]) for row in content["rows"] if row["options"] is None] == [("stages", 6), ("dynamic", 0.3)]
+    assert content["live"].get("stages-6") == content["live"].get("dynamic-0.3")  # one run, two places
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "message"), [({"scael": "smoke"}, "unknown parameter 'scael'.*Did you mean 'scale'"), ({"ratio": 4}, "ratio c must be an odd integer")]
@@ -114,6 +168,32 @@ def test_runs_are_whole_and_have_names_of_their_own():
 
     assert reporting.load_runs() == runs
     assert [run.name for run in reporting.load_runs(["ista-net+"], 3)] == [run.name for run in runs if run.network == "ista-net+" and run.ratio == 3]
+
+
+def variant_entries():
+    from csist import reporting
+
+    axes = [entry for axis in reporting.AXIS_LABELS for entry in reporting.hyperparameter_entries(axis)]
+    ratios = [entry for entry in reporting.grid_ratio_entries(["ista-net", "ista-net+", "dista-net"], [5, 7]) if not re.search("recipe|ours", entry.key)]
+    return [*reporting.ablation_entries(), *reporting.open_question_entries(), *axes, *ratios]
+
+
+def test_the_runs_are_what_the_pages_take_them_for():
+    """A run by the name of a row must be that row's network."""
+    runs = {run.name: run for run in load_runs(REPRODUCE / "runs.yaml")}
+    for entry in variant_entries():
+        if entry.result in runs:
+            run = runs[entry.result]
+            assert (run.network, run.ratio, run.options) == (entry.method, entry.ratio, entry.options), f"{run.name} is not the run that {entry.label!r} shows"
+
+
+def test_no_variant_goes_by_a_name_that_no_page_knows():
+    rows = variant_entries()
+    names = {entry.result for entry in rows}
+    known = [(entry.method, entry.ratio, entry.options) for entry in rows]
+    for run in load_runs(REPRODUCE / "runs.yaml"):
+        if run.seed == 0 and run.options and (run.network, run.ratio, run.options) in known:
+            assert run.name in names, f"{run.name} trains a row's network under another name than the row's"
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -1,0 +1,89 @@
+"""Tables, plots and sentences of the results pages, made from the result files and from nothing else (book part "Results").
+
+A row joins what the paper prints (columns ``paper_*``, from ``reproduce/paper/*.csv``) with what was measured here (columns ``ours_*``, from
+``reproduce/results/*.json``). The two never mix: a method without a result file has no ``ours_*`` score, whatever the paper says about it.
+
+Everything that a page needs is a name of this package; its modules follow the order of the work: ``sources`` (files), ``selection`` (which rows) and ``rows``,
+``layout`` and ``tables``, ``sentences``, ``ceilings``, ``live`` (evaluation while a page is made), ``remake`` (training again), ``parameters``, ``pictures``.
+"""
+# ruff: noqa: F401 (this file only passes names on)
+from csist.reporting.ceilings import Ceilings, describe_ceilings, grid_ceilings
+from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent
+from csist.reporting.live import (
+    FEW_FRAMES,
+    PIECE,
+    ROUNDING,
+    SIGMAS,
+    Live,
+    check_live,
+    clear_progress,
+    evaluate_live,
+    live_tolerance,
+    progress_bar,
+    solve_in_pieces,
+    verify_result,
+)
+from csist.reporting.parameters import MANY_ROWS, SCALES, check_parameters
+from csist.reporting.pictures import plot_comparison, plot_hyperparameters, plot_learning_curves, plot_ratios, plot_samples
+from csist.reporting.remake import runs_of, score_ista, source_folder, write_ista_result
+from csist.reporting.rows import ablation_rows, hyperparameter_rows, make_rows, network_cost, parameters_with_gradient, recipe_text, table1_rows
+from csist.reporting.selection import (
+    ABLATION,
+    AXIS_LABELS,
+    Entry,
+    ablation_entries,
+    entries,
+    grid_ratio_entries,
+    hyperparameter_entries,
+    known_methods,
+    longer_entries,
+    method_label,
+    open_question_entries,
+    recipe_run,
+    variant_entry,
+)
+from csist.reporting.sentences import (
+    NEARLY_ALL,
+    bullets,
+    describe_axis,
+    describe_lengths,
+    describe_origin,
+    describe_ratio,
+    discrepancy,
+    effect,
+    explain_costs,
+    explain_ista,
+    explain_zero_weight,
+    longer_training,
+)
+from csist.reporting.sources import (
+    AP_NAMES,
+    load_paper_table,
+    load_result,
+    load_runs,
+    paper_training,
+    paper_values,
+    read_json,
+    reproduce_folder,
+    run_family,
+    seed_results,
+    weights_file,
+    write_rows,
+    write_text,
+)
+from csist.reporting.tables import (
+    bench_table,
+    comparison_table,
+    cost_table,
+    difference,
+    headline_table,
+    our_score,
+    paper_score,
+    parts_table,
+    precision_table,
+    read_off,
+    readme_table,
+    seeds_text,
+    size_table,
+    training_table,
+)

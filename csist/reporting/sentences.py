@@ -1,0 +1,281 @@
+"""The sentences of the results pages, with numbers from files."""
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from csist.datasets import csist100k
+from csist.evaluation import provenance
+from csist.reporting.ceilings import Ceilings, describe_ceilings
+from csist.reporting.layout import number, percent, signed
+from csist.reporting.rows import network_cost
+from csist.reporting.selection import ABLATION, AXIS_LABELS
+from csist.reporting.sources import load_paper_table, load_result, paper_training, paper_values
+from csist.reporting.tables import difference, our_score, read_off
+from csist.solvers.ista import PAPER
+
+NEARLY_ALL = 0.95  # AP-25 from which on detection counts as solved; what is missing to 1 is then a matter of a few targets in a hundred
+
+
+def discrepancy(row: dict) -> str:
+    """What separates our number from the paper's, as Markdown."""
+    if row["status"] != "scored":
+        printed = f"; the paper prints {number(row['paper_cso_map'])}" if row["paper_cso_map"] is not None else ""
+        return f"**{row['label']}**: {row['status']}{printed}."
+    parts = [_compare(row), _compare_seeds(row), _compare_detection(row), _compare_training(row)]
+    return f"**{row['label']}**: " + " ".join(part for part in parts if part)
+
+
+def _compare(row: dict) -> str:
+    ours, gap = percent(row["ours_cso_map"]), difference(row)
+    interval = f"{percent(row['ours_low'])} to {percent(row['ours_high'])}"
+    if gap is None:
+        return f"ours is {ours} ({interval}); the paper prints no number for it."
+    source = ", read off its curve" if read_off(row) else ""
+    inside = 100 * row["ours_low"] <= row["paper_cso_map"] <= 100 * row["ours_high"]
+    place = "inside" if inside else "outside"
+    side = "equal to" if abs(gap) < 0.005 else f"{abs(gap):.2f} {'above' if gap > 0 else 'below'}"
+    return f"ours is {ours}, {side} the paper's {number(row['paper_cso_map'])}{source}, which lies {place} our 95 % interval ({interval})."
+
+
+def _compare_seeds(row: dict) -> str:
+    if row["ours_seeds_sd"] is None:
+        return "" if row["ours_seeds"] is None else "One seed is trained, so the spread over seeds is unknown."
+    return f"Over {row['ours_seeds']} seeds it is {percent(row['ours_seeds_mean'])} ± {percent(row['ours_seeds_sd'])}."
+
+
+def _compare_detection(row: dict) -> str:
+    printed = f" (the paper {number(row['paper_ap25'])})" if row["paper_ap25"] is not None else ""
+    if row["ours_ap25"] >= NEARLY_ALL:
+        meaning = "nearly every target is found within a quarter of a pixel, so what is left to gain is ranking and the grid's own error"
+    else:
+        meaning = "targets are missed at a quarter of a pixel or drowned by false detections, so detection itself is what is left to gain"
+    return f"AP-25 is {percent(row['ours_ap25'])}{printed}: {meaning}."
+
+
+def _compare_training(row: dict) -> str:
+    if not row["ours_samples"]:
+        return ""
+    ours, theirs = row["ours_samples"], paper_training(row["method"], row["ratio"])
+    text = f"We showed it {ours:,} samples in {number(row['ours_hours'])} hours"
+    if not theirs or row["options"]:  # how the paper trained its variants is not published
+        return text + "."
+    longest = theirs["epochs_at_most"] * theirs["frames_per_epoch"]
+    best = f" (its best epoch was number {theirs['best_epoch']:.0f})" if theirs["best_epoch"] else ""
+    return f"{text}, the paper's recipe up to {longest:,.0f}{best}, {longest / ours:.0f} times as many."
+
+
+def bullets(sentences) -> str:
+    """Sentences as a Markdown list.
+
+    >>> bullets(["one.", "two."])
+    '- one.\\n- two.'
+    """
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def explain_ista(folder: Path | None = None, printed: float | None = None) -> str:
+    """Why ISTA's row in the paper is so low, in numbers of ``results/ista-tuning.json``; says so if that file is missing.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Holds ``results``; by default the repository's ``reproduce``.
+    printed : float, optional
+        The paper's number; by default Table 1's.
+    """
+    tuning = load_result("ista-tuning", folder)
+    if tuning is None:
+        return "ISTA has not been tuned yet: run `python reproduce/tune_ista.py`."
+    printed = paper_values(3)["ista"]["cso_map"] if printed is None else printed
+    return "\n\n".join([_explain_setting(tuning, printed), _explain_detections(tuning), _explain_tuning(tuning)])
+
+
+def _reference(tuning: dict, name: str) -> dict:
+    """Score of a reference row at the paper's threshold."""
+    return next(row for row in tuning["reference"][name] if row["threshold"] == PAPER.threshold)
+
+
+def _explain_setting(tuning: dict, printed: float) -> str:
+    rows = tuning["reference"]["paper"]
+    scores = " and ".join(f"{percent(row['cso_map'])} at a threshold of {row['threshold']:.0f}" for row in rows)
+    return (
+        f"The paper prints {number(printed)} for ISTA. The settings of its toolkit (weight λ = {PAPER.sparsity:g} grey levels, at most "
+        f"{PAPER.max_iterations:,} iterations, start at the least-norm solution) give here, on {rows[0]['frames']:,} validation frames, {scores} grey levels."
+    )
+
+
+def _explain_detections(tuning: dict) -> str:
+    first, converged = (_reference(tuning, name) for name in ("paper", "paper_converged"))
+    targets = csist100k(tuning["data"]["split"], first["frames"], seed=tuning["data"]["seed"]).targets.count.mean()
+    why = ""
+    if first["detections_per_frame"] > targets:
+        why = ": the flux of one target comes out spread over several sub-pixels, and each one above the threshold counts as a detection"
+    return (
+        f"A frame holds {targets:.2f} targets on average; this setting reports {first['detections_per_frame']:.2f} detections{why}. "
+        f"Iterating on to convergence gives {percent(converged['cso_map'])} with {converged['detections_per_frame']:.2f} detections a frame."
+    )
+
+
+def _explain_tuning(tuning: dict) -> str:
+    best = tuning["validation"]
+    return (
+        f"Settings chosen on validation frames give {percent(best['cso_map'])} with {best['detections_per_frame']:.2f} detections a frame: "
+        f"{_describe(tuning['choice'])}. The sparse model and the grid are the same; so much of the distance to the networks is a matter of settings."
+    )
+
+
+def _describe(settings: dict) -> str:
+    words = [
+        f"λ = {settings['sparsity']:g} grey levels",
+        f"{settings['max_iterations']:,} iterations{' with momentum' if settings['momentum'] else ''}",
+        "intensities kept positive" if settings["non_negative"] else "intensities of either sign",
+        "saturated pixels left out" if settings["mask_saturated"] else "all pixels used",
+        f"threshold {settings['threshold']:.0f}",
+    ]
+    return ", ".join(words)
+
+
+def describe_origin() -> str:
+    """Where and when the numbers of a page were computed, as one Markdown sentence."""
+    origin = provenance()
+    commit = f"commit `{origin['commit']}`" if origin["commit"] else "code outside a repository"
+    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "numpy", "scipy"))
+    return f"This page was made on {origin['date']} from {commit} with {versions}, on {origin['device']}."
+
+
+# ---- comparing rows ---------------------------------------------------------------------------------------------------
+
+
+def describe_lengths(rows) -> str:
+    """How long the trained rows of a table were trained, and what that means for their differences."""
+    trained = sorted((row for row in rows if row["ours_samples"]), key=lambda row: row["ours_samples"])
+    if len({row["result"] for row in trained}) < 2:
+        return "Fewer than two of these rows are trained so far, so they cannot be compared with each other."
+    shortest, longest = trained[0], trained[-1]
+    if shortest["ours_samples"] < longest["ours_samples"]:
+        text = (
+            f"**The rows were not trained equally long**: from {shortest['ours_samples']:,} samples ({shortest['label']}) to {longest['ours_samples']:,} "
+            f"({longest['label']}). A difference between two such rows may measure the training, not the architecture."
+        )
+    else:
+        text = f"The {len(trained)} trained rows were shown equally many samples, {longest['ours_samples']:,}."
+    if len({row["ours_recipe"] for row in trained}) > 1:
+        text += " Their recipes differ in more than length; the table of how the rows were made says in what."
+    return text
+
+
+def effect(row: dict, reference: dict) -> str:
+    """What a variant loses or gains against another row, in the paper and here, as Markdown.
+
+    The ± is 1.96 standard errors as if each row had been scored on test frames of its own. The rows share their frames, so the true one is smaller.
+    """
+    parts = [f"**{row['label']}** against {reference['label']}:"]
+    if row["paper_cso_map"] is not None and reference["paper_cso_map"] is not None:
+        parts.append(f"{signed(row['paper_cso_map'] - reference['paper_cso_map'])} in the paper;")
+    missing = next((one for one in (row, reference) if one["status"] != "scored"), None)
+    if missing:
+        return " ".join([*parts, f"unknown here, because {'it' if missing is row else reference['label']} is {missing['status']}."])
+    gap = 100 * (row["ours_cso_map"] - reference["ours_cso_map"])
+    margin = 196 * math.hypot(row["ours_standard_error"], reference["ours_standard_error"])
+    parts.append(f"{signed(gap)} ± {margin:.2f} here.")
+    if row["ours_samples"] != reference["ours_samples"]:
+        parts.append(f"They were shown {row['ours_samples']:,} and {reference['ours_samples']:,} samples, so this is no pure effect of the architecture.")
+    return " ".join(parts)
+
+
+def longer_training(row: dict, longer: dict) -> str:
+    """What longer training gave the same network, as Markdown."""
+    missing = next((one for one in (longer, row) if one["status"] != "scored"), None)
+    if missing:
+        return f"**{longer['label']}**: nothing to compare, because {'it' if missing is longer else 'the row with the common budget'} is {missing['status']}."
+    gap = 100 * (longer["ours_cso_map"] - row["ours_cso_map"])
+    return (
+        f"**{longer['label']}**: {longer['ours_samples']:,} samples instead of {row['ours_samples']:,} take it from {percent(row['ours_cso_map'])} to "
+        f"{percent(longer['ours_cso_map'])}, {signed(gap)}."
+    )
+
+
+def explain_costs(rows, ratios=(3, 5)) -> str:
+    """Which printed sizes and costs are not those of their row: each printed pair is looked up among all the rows' networks at some ratios.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Those of :func:`csist.reporting.ablation_rows`.
+    ratios : sequence of int
+        Sub-pixel ratios at which the networks are built and counted.
+    """
+    rows = [row for row in rows if row["paper_parameters_m"] is not None and row["ours_parameters"] is not None]
+    costs = {(row["label"], ratio): network_cost(row["method"], ratio, **json.loads(row["options"] or "{}")) for row in rows for ratio in ratios}
+    return "\n".join(f"- **{row['label']}**: {_explain_cost(row, costs)}" for row in rows)
+
+
+def _explain_cost(row: dict, costs: dict) -> str:
+    own = costs[row["label"], row["ratio"]]
+    printed = f"the paper prints {number(row['paper_parameters_m'], 3)} M parameters and {number(row['paper_macs_g_batch64'], 2)} G,"
+    if _prints(row, own):
+        return f"{printed} which is what we count."
+    twins = [f"{label} at c = {ratio} ({_cost_words(cost)})" for (label, ratio), cost in costs.items() if _prints(row, cost)]
+    counted = f"we count {_cost_words(own)} at c = {row['ratio']}"
+    return f"{printed} but {counted}. " + (f"The printed pair is that of {twins[0]}." if twins else "No row of the table has the printed pair.")
+
+
+def _prints(row: dict, cost) -> bool:
+    """Whether a cost rounds to the printed parameters, and to the printed multiply-accumulates within a thousandth."""
+    return round(cost[0] / 1e6, 3) == row["paper_parameters_m"] and math.isclose(cost[2] / 1e9, row["paper_macs_g_batch64"], rel_tol=1e-3)
+
+
+def _cost_words(cost) -> str:
+    return f"{number(cost[0], 3, 1e6)} M, {number(cost[2], 2, 1e9)} G"
+
+
+def describe_ratio(rows, ceilings: Ceilings) -> str:
+    """Where the scores at one sub-pixel ratio stand between no answer and a perfect one, as one Markdown paragraph."""
+    text = f"**c = {rows[0]['ratio']}.** {describe_ceilings(ceilings)}"
+    printed = max((row["paper_cso_map"] for row in rows if row["paper_cso_map"] is not None), default=None)
+    ours = max((100 * row["ours_cso_map"] for row in rows if row["ours_cso_map"] is not None), default=None)
+    best = [f"{whose} best row is {abs(gap):.2f} {'above' if gap > 0 else 'below'} the first of the two"
+            for whose, score in (("the paper's", printed), ("our", ours)) if score is not None for gap in [score - 100 * ceilings.random]]
+    return f"{text} {' and '.join(best).capitalize()}." if best else text
+
+
+def describe_axis(rows) -> str:
+    """One axis of the paper's Figure 7 in words: where the paper's curve and ours are highest, how much that means, and what is missing."""
+    name = AXIS_LABELS[rows[0]["axis"]]
+    best = max(rows, key=lambda row: row["paper_cso_map"])
+    parts = [f"**The {name}.** The paper's highest point is at {best['value']:g} ({number(best['paper_cso_map'])})."]
+    near = [row for row in rows if best["paper_cso_map"] - row["paper_cso_map"] > 0]
+    trained = [row for row in rows if row["status"] == "scored"]
+    if trained:
+        ours = max(trained, key=lambda row: row["ours_cso_map"])
+        parts.append(f"Of our {len(trained)} trained, it is at {ours['value']:g} with {our_score(ours)}.")
+        width = 100 * max(row["ours_high"] - row["ours_low"] for row in trained) / 2
+        within = [f"{row['value']:g}" for row in near if best["paper_cso_map"] - row["paper_cso_map"] <= width]
+        if within:
+            parts.append(f"The paper's points at {_listed(within)} lie below its best by less than half the width of our intervals, {width:.2f}.")
+    missing = [f"{row['value']:g}" for row in rows if row["status"] != "scored"]
+    return " ".join([*parts, f"Not trained yet here: {_listed(missing)}." if missing else ""]).strip()
+
+
+def _listed(words) -> str:
+    """Words with commas and a last "and".
+
+    >>> _listed(["2", "4", "8"]), _listed(["2"])
+    ('2, 4 and 8', '2')
+    """
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def explain_zero_weight() -> str:
+    """Why the dynamic branch's weight 0 is Table 2's row without a dynamic transform, and what still differs."""
+    zero = next(line for line in load_paper_table("fig7_hyperparameters_c3.csv") if line["axis"] == "dynamic_branch_weight" and line["value"] == 0)
+    without = next(line for line in load_paper_table("table2_ablation_c3.csv") if ABLATION[line["variant"]][1] == "no-transform")
+    same = "the number that its Table 2 prints" if zero["cso_map"] == without["cso_map"] else f"where its Table 2 prints {number(without['cso_map'])}"
+    sizes = [network_cost("dista-net", 3, **options)[0] for options in ({"static_weight": 1.0}, {"dynamic_transform": False})]
+    return (
+        f"At weight 0 the paper shows {number(zero['cso_map'])}, {same} for the network without a dynamic transform. Both compute the same function of what "
+        f"they learned, because the dynamic branch is multiplied by zero. But at weight 0 the kernel generator is still there, unused and untrained, so the "
+        f"network has {sizes[0]:,} parameters instead of {sizes[1]:,}; and two trainings end apart by chance."
+    )
