@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SCALE  ?= laptop
 
 .DEFAULT_GOAL := help
-.PHONY: help book table1 test lint bench train lab lock clean
+.PHONY: help book table1 results test lint bench train lab lock clean
 
 help:           ## show this list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -27,9 +27,13 @@ book/results/%.ipynb: reproduce/%.ipynb $(SOURCES) | $(READY)
 	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
 	@mv $@.part.ipynb $@
 
+PAGES := table1 table2_ablation table3_grid_ratio figure7_hyperparameters figure5_gallery sr_plus_detector leaderboard
+
 table1: book/results/table1.ipynb   ## re-evaluate the committed weights and write Table 1 (minutes)
 
-book: $(READY) book/results/table1.ipynb  ## build the book, all set-up included; prints what to open
+results: $(PAGES:%=book/results/%.ipynb)   ## the same for every results page
+
+book: $(READY) results  ## build the book, all set-up included; prints what to open
 	$(BIN)/jupyter-book build book -W -n --keep-going --all $(if $(CI),-q)
 	@echo "Open $(CURDIR)/book/_build/html/index.html"
 
