@@ -3,7 +3,7 @@
 A frame is ``z = G s + noise``; unmixing is finding the few point sources ``s``. One convention everywhere: x is the row, y the column, pixel centres
 sit at integers.
 """
-from csist import metrics
+from csist import limits, metrics
 from csist.datasets import Frames, csist100k
 from csist.evaluation import detect, evaluate, list_methods, unmix
 from csist.grokcso import read_grokcso, write_grokcso
@@ -23,6 +23,7 @@ __all__ = [
     "csist100k",
     "detect",
     "evaluate",
+    "limits",
     "list_methods",
     "load_network",
     "metrics",

@@ -64,7 +64,7 @@ def is_finished(name: str, recipe, folder: Path) -> bool:
     from dataclasses import asdict
 
     from csist import reporting
-    from csist.pipeline import verify_pipeline
+    from csist.reporting.pipelines import verify_pipeline
 
     result = reporting.load_result(name, folder)
     if result is None or result["recipe"] != asdict(recipe):

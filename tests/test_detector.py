@@ -40,13 +40,11 @@ from csist.pipeline import (
     cut_windows,
     detector_name,
     find,
-    pipeline_entries,
-    pipeline_rows,
     train_detector,
     turn_places,
     unmixed_windows,
-    verify_pipeline,
 )
+from csist.reporting.pipelines import pipeline_entries, pipeline_rows, verify_pipeline
 from csist.training import turn
 
 SCRIPT = Path(__file__).resolve().parent.parent / "reproduce" / "train_detectors.py"
