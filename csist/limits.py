@@ -111,7 +111,7 @@ def fisher_information(targets: Targets, plane: FocalPlane, *, saturated: str = 
         What a saturated pixel tells: that its value passed the threshold, or nothing.
     prior : float, optional
         Standard deviation of what is known of each intensity beforehand [grey levels]; adds ``prior**-2`` to the information on it.
-        :data:`INTENSITY_PRIOR` is that of CSIST-100K.
+        ``INTENSITY_PRIOR`` is that of CSIST-100K.
 
     Returns
     -------

@@ -335,7 +335,7 @@ READOUTS = {
 
 
 def read_out(images, grid: SubpixelGrid, name: str = "threshold", **options) -> Targets:
-    """The targets of sub-pixel images by one of :data:`READOUTS`.
+    """The targets of sub-pixel images by one of ``READOUTS``.
 
     Parameters
     ----------
@@ -344,7 +344,7 @@ def read_out(images, grid: SubpixelGrid, name: str = "threshold", **options) -> 
     grid : SubpixelGrid
         Says where the sub-pixels lie.
     name : str
-        A key of :data:`READOUTS`.
+        A key of ``READOUTS``.
     options
         Passed to the read-out, for example the settings that :func:`tune_readout` chose.
 
@@ -394,9 +394,9 @@ def tune_readout(images, grid: SubpixelGrid, truth: Targets, name: str, choices:
     truth : Targets
         True targets of these frames.
     name : str
-        A key of :data:`READOUTS`.
+        A key of ``READOUTS``.
     choices : dict, optional
-        Values to try for each option, the same options as in :data:`CHOICES`, which is the default.
+        Values to try for each option, the same options as in ``CHOICES``, which is the default.
 
     Returns
     -------

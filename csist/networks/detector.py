@@ -3,7 +3,7 @@ r"""A heat-map detector that reads unmixed sub-pixel images (book part "Results"
 The paper lets a box detector (YOLO) read the images that its networks unmix. This one is smaller and of another family: no boxes, one heat map
 (Zhou et al., *Objects as Points*, 2019). Every sub-pixel says
 
-- whether a target lies within :data:`REACH` sub-pixels of its centre (``presence``),
+- whether a target lies within ``REACH`` sub-pixels of its centre (``presence``),
 - where that target is, relative to its centre (``offset``), and how bright it is (``intensity``),
 - and how far its own answer can be trusted (``confidence``): the expected share of CSO-mAP's distance thresholds that it meets,
 
@@ -16,7 +16,7 @@ Boxes regress their centres too, so the paper's pipeline may leave the grid for 
 a detection is the centre of its sub-pixel, its confidence is learned for that place, and only the choice of sub-pixels and their ranking can gain.
 
 **Responsibilities overlap.** A target near the border of two sub-pixels would give each of them a presence of about one half, and a threshold would lose
-it or count it twice. So all sub-pixels about a target answer, and among answers that are nearer to each other than :data:`SEPARATION` only the most
+it or count it twice. So all sub-pixels about a target answer, and among answers that are nearer to each other than ``SEPARATION`` only the most
 confident stays. The answers' positions decide, not the cells: in CSIST-100K two neighbouring sub-pixels, diagonal or not, may both hold a target.
 """
 from __future__ import annotations

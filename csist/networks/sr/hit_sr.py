@@ -255,7 +255,7 @@ class HierarchicalBlock(nn.Module):
 
 
 class HitSir(SuperResolutionNetwork):
-    """HiT-SIR: 769,361 parameters at c = 3; :mod:`csist.networks.sr.hit_sr` says how its settings were found.
+    """HiT-SIR: 769,361 parameters at c = 3; ``csist.networks.sr.hit_sr`` says how its settings were found.
 
     Parameters
     ----------
