@@ -17,11 +17,11 @@ BEGIN, END = "<!-- headline table -->", "<!-- /headline table -->"
 
 
 def headline() -> str:
-    """The table with one line of explanation above it, as Markdown."""
-    from csist import reporting
+    """The table with one line above it that says what it is, and a paragraph below it on how high a score can be, as Markdown."""
+    from csist import csist100k, reporting
 
     table = reporting.readme_table(reporting.table1_rows())
-    return f"{table.caption}\n\n{table.markdown()}"
+    return f"{table.caption}\n\n{table.markdown()}\n\n{reporting.describe_ceilings(reporting.grid_ceilings(csist100k('test').targets))}"
 
 
 def replace_table(text: str, table: str) -> str:
