@@ -94,6 +94,7 @@ class Guess(UnmixingNetwork):
 
 @pytest.fixture
 def forget_costs():
+    reporting.network_cost.cache_clear()
     yield
     reporting.network_cost.cache_clear()
 
