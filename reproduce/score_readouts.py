@@ -4,8 +4,9 @@
     python reproduce/score_readouts.py --only dista-net-c3-seed0
     python reproduce/score_readouts.py --val-size 64 --size 64 --output trial.json
 
-Settings are chosen on validation frames and scored on the test split once. The networks see windows of 5 x 5 pixels in bfloat16, several times faster than
+Settings are chosen on validation frames and scored on the test split once. Local networks see windows of 5 x 5 pixels in bfloat16, several times faster than
 whole frames in float32 (``--whole``) and equal to a few hundredths of a point; so the row "threshold" may differ from the run's own result by that much.
+Networks that take statistics over the image see whole frames: shown windows, CFGN loses two points.
 The file is written after every run. A run whose weights and frames have not changed is kept; ``--again`` scores it anew.
 """
 from __future__ import annotations
@@ -33,11 +34,17 @@ KEPT = ("cso_map", "ap", "interval", "standard_error", "count_accuracy", "detect
 WHAT = "read-outs of trained networks: settings chosen on validation frames, scored once on test frames (csist.readout)"
 
 
+def shows_windows(options, network) -> bool:
+    """True if this network's images are made from windows."""
+    return not options.whole and network.windows and not network.global_statistics
+
+
 def plan(options, path: Path) -> dict:
     """What determines a run's scores besides the code: its weights, its frames, how they are shown, and which read-outs there are."""
+    network, _ = read_weights(path)
     return {
         "weights_sha256": sha256(path.read_bytes()).hexdigest(),
-        "shown": "whole frames, float32" if options.whole else "windows, bfloat16",
+        "shown": "windows, bfloat16" if shows_windows(options, network) else "whole frames, float32",
         "validation_frames": options.val_size,
         "validation_sha256": frames_hash(csist100k("val", options.val_size)),
         "frames": len(csist100k("test", options.size).frames),
@@ -54,7 +61,7 @@ def score_run(path: Path, options, show=lambda line: None) -> dict:
     """Tune and score all read-outs of one weights file."""
     started = time.perf_counter()
     network, header = read_weights(path)
-    how = {"device": options.device} | ({} if options.whole else {"windows": network.windows, "precision": "bfloat16"})
+    how = {"device": options.device} | ({"windows": True, "precision": "bfloat16"} if shows_windows(options, network) else {})
     grid = SubpixelGrid(network.plane.shape, network.ratio)
     val, test = csist100k("val", options.val_size), csist100k("test", options.size)
     seen, unseen = predict(network, val.frames, **how), predict(network, test.frames, **how)

@@ -118,6 +118,7 @@ class Actnet(SuperResolutionNetwork):
     """
 
     dead_parameters = 36_928
+    global_statistics = True  # attention weights come from means over the image
 
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, *, features: int = 64, stages: int = 4, blocks: int = 12,
                  variant: str = "paper"):

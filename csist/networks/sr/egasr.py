@@ -110,6 +110,8 @@ class Egasr(SuperResolutionNetwork):
     torch.Size([1, 33, 33])
     """
 
+    global_statistics = True  # attention weights come from means over the image
+
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, features: int = 32, groups: int = 8, blocks: int = 6):
         super().__init__(ratio, plane, start)
         check_counts(features=features, groups=groups, blocks=blocks)

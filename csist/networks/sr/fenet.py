@@ -82,6 +82,8 @@ class Fenet(SuperResolutionNetwork):
     torch.Size([1, 33, 33])
     """
 
+    global_statistics = True  # attention weights come from means over the image
+
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, features: int = 64, blocks: int = 12):
         super().__init__(ratio, plane, start)
         check_counts(features=features, blocks=blocks)

@@ -84,6 +84,8 @@ class Han(SuperResolutionNetwork):
     64341727
     """
 
+    global_statistics = True  # attention weights come from means over the image
+
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, *,
                  features: int = 128, groups: int = 10, blocks: int = 20, reduction: int = 16):
         super().__init__(ratio, plane, start)

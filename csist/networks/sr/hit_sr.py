@@ -277,6 +277,7 @@ class HitSir(SuperResolutionNetwork):
     """
 
     correlation = SpatialChannelCorrelation
+    global_statistics = True  # its largest attention windows hold the whole frame
 
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, *, features: int = 60, blocks: int = 4, heads: int = 6,
                  windows_px: tuple[int, ...] = WINDOWS, base: int = BASE):

@@ -31,6 +31,8 @@ class Rcan(SuperResolutionNetwork):
     1078729
     """
 
+    global_statistics = True  # attention weights come from means over the image
+
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, *,
                  features: int = 32, groups: int = 5, blocks: int = 10, reduction: int = 8):
         super().__init__(ratio, plane, start)

@@ -154,6 +154,8 @@ class San(SuperResolutionNetwork):
     [4403586, 4441620]
     """
 
+    global_statistics = True  # attention weights come from means over the image
+
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, *,
                  features: int = 64, groups: int = 10, blocks: int = 5, reduction: int = 16, inner: int = 8, released: bool = False):
         super().__init__(ratio, plane, start)
