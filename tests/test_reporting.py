@@ -18,6 +18,7 @@ from csist.evaluation import provenance
 from csist.metrics import score_report
 from csist.networks import create_network
 from csist.networks.registry import NETWORKS, run_name, write_weights
+from csist.reporting import selection, sources
 from csist.scenes import Targets
 from csist.solvers.ista import PAPER, TUNED
 from csist.training import Phase, Run, write_json
@@ -411,8 +412,8 @@ BAD = [
     ({"colour": None}, r"unknown parameter 'colour'; known"),
     ({"scale": "large"}, r"scale must be one of smoke, laptop, paper; got 'large'"),
     ({"scale": "labtop"}, r"Did you mean 'laptop'\?"),
-    ({"methods": "dista-net"}, r"methods must be a list .*papermill"),
-    ({"methods": []}, r"methods must be a list"),
+    ({"methods": "dista-net"}, r"methods must be 'all' or a list .*papermill"),
+    ({"methods": []}, r"methods must be 'all' or a list"),
     ({"methods": ["dista"]}, r"unknown method 'dista'.*Did you mean"),
     ({"ratio": 4}, r"ratio c must be an odd integer"),
     ({"n_test": 0}, r"n_test must be a whole number >= 1; got 0, or None for the scale's own \(smoke 64, laptop 2,000, paper 10,000\)"),
@@ -489,3 +490,16 @@ def test_samples_are_the_first_frames_of_their_kind(pyplot, rows):
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == [f"test frame {np.flatnonzero(data.targets.count == n)[0]}: {n} targets, found {n}" for n in (2, 3, 5)]
     assert reporting.plot_samples(data, [rows["ista-net"]], {}).axes  # nothing to show yet but the frames
+
+
+def test_all_methods_are_those_the_paper_prints_and_those_with_a_result():
+    shown = selection.shown_methods(3)
+    assert shown[: len(sources.paper_values(3))] == list(sources.paper_values(3)) and "omp" not in shown
+    for method in shown[len(sources.paper_values(3)) :]:
+        assert any(sources.load_result(entry.result) for entry in selection.entries([method]))
+
+
+def test_rows_without_a_score_share_a_sentence(tmp_path):
+    sentences = reporting.discrepancies(reporting.table1_rows(3, ["han", "ista-net", "rdn"], folder=tmp_path))
+    assert len(sentences) == 1
+    assert all(words in sentences[0] for words in ("Not trained yet", "HAN (45.70)", "ISTA-Net (45.16)", "RDN (45.81)"))

@@ -49,6 +49,7 @@ from csist.reporting.sentences import (
     describe_lengths,
     describe_origin,
     describe_ratio,
+    discrepancies,
     discrepancy,
     effect,
     explain_costs,

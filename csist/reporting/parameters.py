@@ -13,7 +13,7 @@ import torch
 from csist.datasets import SPLITS
 from csist.imaging import check_ratio
 from csist.networks.registry import unknown_name
-from csist.reporting.selection import known_methods
+from csist.reporting.selection import known_methods, shown_methods
 from csist.reporting.sources import reproduce_folder
 
 SCALES = {"smoke": 64, "laptop": 2_000, "paper": SPLITS["test"]}  # test frames that a scale evaluates while the page is made
@@ -87,10 +87,12 @@ def _one_of(name: str, choices):
 
 
 def _check_methods(value, values):
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"methods must be a list of names; got {value!r}. On papermill's command line: -y 'methods: [ista, dista-net]'")
+    if value != "all" and (not isinstance(value, (list, tuple)) or not value):
+        raise ValueError(f"methods must be 'all' or a list of names; got {value!r}. On papermill's command line: -y 'methods: [ista, dista-net]'")
     ratios = _check_ratios(values.ratios, values) if hasattr(values, "ratios") else [_check_ratio(getattr(values, "ratio", 3), values)]
     known = list(dict.fromkeys(name for ratio in ratios for name in known_methods(ratio)))
+    if value == "all":
+        return list(dict.fromkeys(name for ratio in ratios for name in shown_methods(ratio)))
     for method in value:
         if method not in known:
             raise unknown_name(method, known)

@@ -11,6 +11,8 @@ from csist.networks.registry import NETWORKS, run_name, unknown_name
 from csist.reporting.sources import load_paper_table, load_result, load_runs, paper_values, run_family
 from csist.solvers.ista import PAPER, TUNED, IstaSettings
 
+PAPER_RATIOS = (3, 5, 7)  # of the paper's Tables 1 and 3
+LABELS = {"fista": "FISTA", "omp": "OMP"}  # methods that the paper has no row for
 RECIPES = {"ours": "our recipe", "paper-recipe": "the paper's recipe"}  # other ways to train a method, and how a table calls them
 
 
@@ -40,13 +42,24 @@ def known_methods(ratio: int = 3) -> list[str]:
     return list(dict.fromkeys([*paper_values(ratio), *list_methods()]))
 
 
+def shown_methods(ratio: int = 3, folder: Path | None = None) -> list[str]:
+    """Methods that a full table shows: all that the paper prints at this ratio, and what else has a result here.
+
+    >>> shown_methods()[-2:]
+    ['dista-net', 'cfgn']
+    """
+    printed = paper_values(ratio)
+    return [method for method in known_methods(ratio) if method in printed or any(load_result(entry.result, folder) for entry in entries([method], ratio))]
+
+
 def method_label(method: str, ratio: int = 3) -> str:
     """A method's name as the paper writes it.
 
-    >>> method_label("dista-net")
-    'DISTA-Net'
+    >>> method_label("dista-net"), method_label("cfgn"), method_label("omp")
+    ('DISTA-Net', 'CFGN', 'OMP')
     """
-    return (paper_values(3) | paper_values(ratio)).get(method, {}).get("method", method)
+    printed = (values[method]["method"] for values in map(paper_values, (ratio, *PAPER_RATIOS)) if method in values)
+    return next(printed, LABELS.get(method, method))
 
 
 # ---- methods in their main setting ------------------------------------------------------------------------------------

@@ -27,6 +27,15 @@ def discrepancy(row: dict) -> str:
     return f"**{row['label']}**: " + " ".join(part for part in parts if part)
 
 
+def discrepancies(rows: list[dict]) -> list[str]:
+    """:func:`discrepancy` of every scored row, and one sentence for all the others of a kind."""
+    sentences = [discrepancy(row) for row in rows if row["status"] == "scored"]
+    for status in dict.fromkeys(row["status"] for row in rows if row["status"] != "scored"):
+        names = (row["label"] + ("" if row["paper_cso_map"] is None else f" ({number(row['paper_cso_map'])})") for row in rows if row["status"] == status)
+        sentences.append(f"**{status.capitalize()}**, with the paper's number: {', '.join(names)}.")
+    return sentences
+
+
 def _compare(row: dict) -> str:
     ours, gap = percent(row["ours_cso_map"]), difference(row)
     interval = f"{percent(row['ours_low'])} to {percent(row['ours_high'])}"

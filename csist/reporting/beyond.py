@@ -1,0 +1,731 @@
+"""The page beyond the paper: every kind of unmixer on the same frames, what each was told, and what happens when the frames change (book part "Results").
+
+Rows join result files and invent nothing: networks (``<run>.json``, ``readouts.json``), detectors behind them, the training-free sampler
+(``off-grid-<tier>.json``), networks that answer off the grid (``continuous-*.json``) and well-known libraries (``peers.json``); ``robustness.json`` holds the
+scores on changed frames and ``attainable.json`` what no method can beat. A file that is missing leaves its rows out, and the page says so.
+"""
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from csist import reporting
+from csist.datasets import Frames, csist100k
+from csist.evaluation import detect, predict
+from csist.imaging import FocalPlane, SubpixelGrid
+from csist.limits import INTENSITY_PRIOR, crlb
+from csist.metrics import cso_map, fractional_positions, is_border, match_detections, match_pairs
+from csist.networks.detector import read_detector
+from csist.networks.registry import NETWORKS, read_weights
+from csist.pipeline import Pipeline
+from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, row_value
+from csist.scenes import Targets
+
+SCALES = reporting.SCALES | {"laptop": 1_000}  # test frames answered while the page is made
+SPEED_FRAMES = 64  # frames that a network's speed is measured on
+TIERS = ("fast", "standard", "accurate")
+FAMILIES = {  # colour (colour-blind safe), mark, how the legend says it
+    "off-grid": ("#009e73", "o", "sampler without training"),
+    "continuous": ("#cc79a7", "*", "network that answers off the grid"),
+    "detector": ("#0072b2", "D", "network and detector"),
+    "read-out": ("#e69f00", "^", "network, best read-out"),
+    "network": ("#d55e00", "s", "network, threshold 50"),
+    "peer": ("#666666", "X", "well-known library"),
+}
+KNOWLEDGE = ("psf", "saturation", "cell", "distance", "intensity", "count")
+WORDS = {"psf": "PSF", "saturation": "clipping", "cell": "one pixel", "distance": "smallest distance", "intensity": "intensity range", "count": "true count"}
+IMPLICIT = "from examples"
+GRADIENT = ("ista-net", "ista-net+", "fista-net", "dista-net", "lista", "tilista", "lamp", "liht")  # networks with the steering matrix inside
+LEARNED = "80,000 labelled frames"
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------------
+
+
+def beyond_rows(folder: Path | None = None) -> list[dict]:
+    """All methods that have been scored, the best first.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Holds ``results``; by default the repository's ``reproduce``.
+
+    Returns
+    -------
+    list of dict
+        ``key``, ``label``, ``family`` (of FAMILIES), ``ours_*`` scores as fractions (as :func:`csist.reporting.make_rows` has them, None where a file does
+        not say), ``frames_per_second`` of one core (None until it is measured), ``told_*`` (what the method knows beforehand) and ``learned``.
+    """
+    folder = folder or reporting.reproduce_folder()
+    rows = [*_offgrid_rows(folder), *_continuous_rows(folder), *_detector_rows(folder), *_network_rows(folder), *_peer_rows(folder)]
+    return sorted(rows, key=lambda row: -row["ours_cso_map"])
+
+
+def _row(key: str, label: str, family: str, test: dict, told: dict, learned: str, *, result: str | None = None, speed=None, run=None, ratio=None) -> dict:
+    low, high = test.get("interval") or (None, None)
+    parts = {f"{count}_targets": (test.get("by_count") or {}).get(str(count)) for count in range(1, 6)}
+    parts |= {name: test.get(name) for name in ("interior", "border")}
+    return {
+        "key": key,
+        "label": label,
+        "family": family,
+        "status": "scored",
+        "result": result,
+        "run": run,
+        "ratio": ratio,
+        "ours_cso_map": test["cso_map"],
+        "ours_low": low,
+        "ours_high": high,
+        "ours_standard_error": test.get("standard_error"),
+        "ours_frames": test.get("frames"),
+        "ours_count_accuracy": test.get("count_accuracy"),
+        "ours_median": (test.get("localisation") or {}).get("median"),
+        **{f"ours_{part}_{score}": (scores or {}).get(score) for part, scores in parts.items() for score in ("cso_map", "count_accuracy")},
+        "frames_per_second": speed,
+        **{f"told_{name}": told.get(name) for name in KNOWLEDGE},
+        "learned": learned,
+    }
+
+
+def _offgrid_rows(folder: Path) -> list[dict]:
+    told, rows = {**dict.fromkeys(KNOWLEDGE, True), "count": False}, []
+    for tier in TIERS:
+        result = reporting.load_result(f"off-grid-{tier}", folder)
+        if result:
+            learned = "8,000 frames for how sure it is" if (result.get("settings") or {}).get("calibration") else "nothing"
+            speed = result.get("frames_per_processor_second") or result.get("frames_per_second")
+            rows.append(_row(f"off-grid-{tier}", f"off-grid, {tier}", "off-grid", result["test"], told, learned, result=f"off-grid-{tier}", speed=speed))
+    return rows
+
+
+def _continuous_rows(folder: Path) -> list[dict]:
+    rows, told = [], {name: IMPLICIT for name in KNOWLEDGE} | {"count": False}
+    for path in sorted((folder / "results").glob("continuous-*.json")):
+        result = reporting.read_json(path)
+        label, speed = result.get("label") or result.get("method") or path.stem, result.get("frames_per_second")
+        rows.append(_row(path.stem, label, "continuous", result["test"], told, result.get("learned") or "simulated frames with labels", speed=speed))
+    return rows
+
+
+def _detector_rows(folder: Path) -> list[dict]:
+    rows = []
+    for path in sorted((folder / "results").glob("*-detector*-seed0.json")):
+        result = reporting.read_json(path)
+        label = f"{reporting.method_label(result['network'])} + detector{'' if result['recipe']['offsets'] else ' on the grid'}"
+        run, told = f"{result['network'].replace('+', '-plus')}-c{result['ratio']}-seed{result['recipe']['seed']}", _told_by_training(result["network"])
+        rows.append(_row(path.stem, label, "detector", result["test"], told, LEARNED, run=run, ratio=result["ratio"]))
+    return rows
+
+
+def _told_by_training(network: str) -> dict:
+    return {name: IMPLICIT for name in KNOWLEDGE} | {"psf": True if network in GRADIENT else IMPLICIT, "count": False}
+
+
+def _network_rows(folder: Path) -> list[dict]:
+    stored = (reporting.load_result("readouts", folder) or {"runs": {}})["runs"]
+    rows = []
+    for path in sorted((folder / "results").glob("*-seed0.json")):
+        result, name = reporting.read_json(path), path.stem
+        run = result.get("run") or {}
+        if run.get("network") not in NETWORKS or run.get("options") or "ours" in name:
+            continue
+        ratio, told = "" if run["ratio"] == 3 else f", c = {run['ratio']}", _told_by_training(run["network"])
+        label = reporting.method_label(run["network"]) + ratio
+        about = {"run": name, "ratio": run["ratio"]}
+        rows.append(_row(name, label, "network", result["test"], told, LEARNED, result=name, **about))
+        readouts = stored.get(name, {"readouts": {}})["readouts"]
+        best = max(readouts, key=lambda one: readouts[one]["validation"]["cso_map"], default=None)
+        if best and best != "threshold":
+            test = {**readouts[best]["test"], "frames": stored[name]["frames"]}
+            rows.append(_row(f"{name}:{best}", f"{label}, {best}", "read-out", test, told, LEARNED, **about))
+    return rows
+
+
+def _peer_rows(folder: Path) -> list[dict]:
+    rows = []
+    ista = reporting.load_result("ista-tuned-c3", folder)
+    if ista:
+        told = {"psf": True, "saturation": True} | dict.fromkeys(KNOWLEDGE[2:], False)
+        speed = ista["test"]["frames"] / 3600 / ista["hours"]
+        rows.append(_row("ista-tuned", "FISTA, tuned, c = 3", "peer", ista["test"], told, "settings", result="ista-tuned-c3", speed=speed))
+    for name, entry in (reporting.load_result("peers", folder) or {"entries": {}})["entries"].items():
+        learned = f"settings, on {entry['validation_frames']:,} frames"
+        rows.append(_row(name, entry["label"], "peer", entry["test"], entry["told"], learned, speed=1 / entry["seconds_per_frame"]))
+    return rows
+
+
+def attainable(folder: Path | None = None) -> dict | None:
+    """What no method can beat (``results/attainable.json``), or None."""
+    return reporting.load_result("attainable", folder)
+
+
+def describe_sources(rows, folder: Path | None = None) -> str:
+    """Which results are there and which are missing, as a Markdown list."""
+    folder = folder or reporting.reproduce_folder()
+    lines = [f"{number(sum(row['family'] == family for row in rows), 0)} rows: {words}" for family, (_, _, words) in FAMILIES.items()]
+    wanted = {f"off-grid-{tier}": f"python reproduce/score_offgrid.py --tier {tier}" for tier in TIERS}
+    wanted |= {"peers": "python reproduce/score_peers.py", "robustness": "python reproduce/robustness.py", "readouts": "python reproduce/score_readouts.py"}
+    for name, command in wanted.items():
+        if reporting.load_result(name, folder) is None:
+            lines.append(f"not run yet: `results/{name}.json`, made by `{command}`")
+    return "\n".join(f"- {line}." for line in lines)
+
+
+# ---- answers now ------------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """A method's answers on the first test frames, computed now."""
+
+    estimate: Targets
+    frames: int
+    cso_map: float
+    seconds: float  # processor seconds per frame
+
+
+def answer_now(rows, data: Frames, folder: Path | None = None, *, tier: str = "fast", detectors=("cfgn", "dista-net"), networks=("ista-net", "dista-net")):
+    """Answer some frames with the sampler, two networks and the detectors behind networks, as far as their weights are there; by the rows' keys.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of :func:`beyond_rows`; a network without a row is left out.
+    data : Frames
+        The first frames of the test split.
+    folder : path, optional
+        Holds ``weights``; by default the repository's ``reproduce``.
+    tier : str
+        Of the sampler, which is answered in any case.
+    detectors, networks : sequence of str
+        Names of networks whose detectors, and which themselves, are wanted.
+    """
+    from csist.solvers.offgrid import unmix_offgrid
+
+    folder, answers = folder or reporting.reproduce_folder(), {}
+    unmix_offgrid(data.frames[:2], tier=tier)  # compiles, which is not part of the time
+    answers[f"off-grid-{tier}"] = _answer(lambda frames: unmix_offgrid(frames, tier=tier), data)
+    wanted = [f"{name.replace('+', '-plus')}-c3-seed0" for name in networks]
+    for row in rows:
+        weights = reporting.weights_file(row["key"], folder)
+        if row["family"] == "network" and row["key"] in wanted and weights:
+            answers[row["key"]] = _answer(_network(weights), data)
+        elif row["family"] == "detector" and weights and any(row["key"] == f"{name}-detector-c3-seed0" for name in detectors):
+            unmixer = reporting.weights_file(row["run"], folder)
+            answers[row["key"]] = _answer(Pipeline(read_weights(unmixer)[0], read_detector(weights)[0]), data)
+    return answers
+
+
+def _network(path):
+    network = read_weights(path)[0]
+    return lambda frames: detect(predict(network, frames, windows=True), SubpixelGrid(ratio=network.ratio))
+
+
+def _answer(solve, data: Frames) -> Answer:
+    started = time.process_time()
+    estimate = solve(data.frames)
+    seconds = (time.process_time() - started) / len(data.frames)
+    return Answer(estimate, len(data.frames), cso_map(estimate, data.targets).map, seconds)
+
+
+def add_speeds(rows, answers: dict[str, Answer], folder: Path | None = None, frames: int = SPEED_FRAMES) -> list[dict]:
+    """The rows with a speed wherever one can be measured now: frames per processor second of networks on windows, and of those behind detectors."""
+    speeds = {key: 1 / answer.seconds for key, answer in answers.items()}
+    for run in dict.fromkeys(row["run"] for row in rows if row["run"]):
+        path = reporting.weights_file(run, folder)
+        if run not in speeds and path:
+            speeds[run] = _speed(read_weights(path)[0], frames)
+    own = lambda row: row["frames_per_second"] or speeds.get(row["key"]) or speeds.get(row["run"])
+    return [{**row, "frames_per_second": own(row)} for row in rows]
+
+
+def _speed(network, frames: int) -> float:
+    shown = csist100k("test", frames).frames
+    predict(network, shown[:8], windows=True)  # the first call allocates
+    started = time.process_time()
+    predict(network, shown, windows=True, batch=64)
+    return len(shown) / (time.process_time() - started)
+
+
+def check_answers(rows, answers: dict[str, Answer], folder: Path | None = None) -> Table:
+    """Compare what was computed now with the stored scores (:func:`csist.reporting.check_live`)."""
+    known = {row["key"] for row in rows}
+    missing = [{"key": key, "label": key, "status": "not scored yet", "result": None, "ours_cso_map": None} for key in answers if key not in known]
+    return reporting.check_live([row for row in rows if row["key"] in answers] + missing, answers, folder)
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------------
+
+
+def frontier_table(rows) -> Table:
+    """Score, count, errors and speed of every row."""
+    columns = [
+        Column("", "CSO-mAP (95 % interval)", reporting.our_score),
+        Column("", "test frames", row_value("ours_frames", digits=0)),
+        Column("", "count right [%]", row_value("ours_count_accuracy", percent, digits=1)),
+        Column("", "median error [px]", row_value("ours_median", digits=3)),
+        Column("", "frames/s of one core", lambda row: number(row["frames_per_second"], 0 if (row["frames_per_second"] or 0) >= 10 else 1)),
+        Column("", "learned from", row_value("learned", str)),
+    ]
+    return make_table(rows, columns, "CSO-mAP × 100 on test frames, best first; the median error is over matched pairs.")
+
+
+def knowledge_table(rows) -> Table:
+    """What each method is told beforehand and what it had to learn, one line for methods that share both."""
+    lines: dict[tuple, list[str]] = {}
+    for row in rows:
+        told = tuple(_told(row[f"told_{name}"]) for name in KNOWLEDGE)
+        lines.setdefault((*told, row["learned"], row["family"]), []).append(row["label"])
+    cells = [[_shared(labels, key[-1]), *key[:-1]] for key, labels in lines.items()]
+    columns = [("", "method"), *[("told", WORDS[name]) for name in KNOWLEDGE], ("", "learned from")]
+    return Table("What each method knows before it sees a test frame.", columns, cells)
+
+
+def _told(value) -> str:
+    return {True: "yes", False: "no", None: MISSING}.get(value, value) if not isinstance(value, str) else value
+
+
+def _shared(labels, family: str) -> str:
+    if len(labels) <= 3 or family not in ("network", "read-out", "detector"):
+        return "; ".join(labels)
+    return f"{len(labels)} rows: {FAMILIES[family][2]} ({'; '.join(labels[:2])} ...)"
+
+
+def best_of_families(rows) -> list[dict]:
+    """The best row of each family that says how it does by number of targets."""
+    kept = [max(some, key=lambda row: row["ours_cso_map"]) for family in FAMILIES if (some := [r for r in rows if r["family"] == family and _has_parts(r)])]
+    return sorted(kept, key=lambda row: -row["ours_cso_map"])
+
+
+def _has_parts(row: dict) -> bool:
+    return row["ours_3_targets_cso_map"] is not None
+
+
+# ---- sentences --------------------------------------------------------------------------------------------------------
+
+
+def describe_frontier(rows, limit: dict | None, ceilings=None) -> str:
+    """Where the families stand against each other and against the limit, as one Markdown paragraph."""
+    best = {family: max((row for row in rows if row["family"] == family), key=lambda row: row["ours_cso_map"], default=None) for family in FAMILIES}
+    said = {family: f"{row['label']} ({percent(row['ours_cso_map'])})" for family, row in best.items() if row}
+    parts = []
+    if "network" in said and best["network"]["ratio"]:
+        parts.append(f"Read as in the paper, the best network is {said['network']}; read better, {said.get('read-out', 'none is scored')}.")
+    if "detector" in said:
+        parts.append(f"The best detector behind a network is {said['detector']}.")
+    if "peer" in said:
+        parts.append(f"Of the libraries that a user would try first, {said['peer']} comes out on top.")
+    if "off-grid" in said:
+        parts.append(f"The sampler, which learns nothing, reaches {said['off-grid']}.")
+    if "continuous" in said:
+        parts.append(f"A network that answers off the grid reaches {said['continuous']}.")
+    if limit and best["off-grid"]:
+        gap, margin = 100 * (limit["cso_map"] - best["off-grid"]["ours_cso_map"]), 100 * limit["uncertainty"] + 196 * best["off-grid"]["ours_standard_error"]
+        side = "below" if gap > 0 else "above"
+        parts.append(f"That is {abs(gap):.1f} points {side} the attainable limit; the two are uncertain by {margin:.1f} points together.")
+    return " ".join(parts)
+
+
+def describe_limit(limit: dict | None) -> str:
+    """What the limit is and where it comes from, as Markdown."""
+    if limit is None:
+        return "The attainable limit is not known: `results/attainable.json` is missing."
+    return (
+        f"The black line, **{100 * limit['cso_map']:.1f} ± {100 * limit['uncertainty']:.2f}**, is what an unlimited amount of computing would reach: "
+        f"posterior sampling on {limit['frames']:,} simulated frames, measured outside this repository's scripts (`results/attainable.json`). "
+        f"On clusters inside the frame it is {100 * limit['interior']['cso_map']:.1f}; the rest is light lost beyond the border."
+    )
+
+
+def describe_unplaced(rows) -> str:
+    """Which rows have no place in the figure, as one sentence."""
+    unplaced = [row["label"] for row in rows if not row["frames_per_second"]]
+    return f"Without a measured speed, so not in the figure: {', '.join(unplaced)}." if unplaced else "Every row has a place in the figure."
+
+
+# ---- the frontier -----------------------------------------------------------------------------------------------------
+
+
+def plot_frontier(rows, ceilings: dict | None = None, limit: dict | None = None):
+    """CSO-mAP against frames per second of one core, with the grids' ceilings and the attainable limit; returns the figure.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of :func:`add_speeds`.
+    ceilings : dict, optional
+        Of :func:`csist.reporting.grid_ceilings` by ratio; the ranked one is drawn.
+    limit : dict, optional
+        Of :func:`attainable`.
+    """
+    import matplotlib.pyplot as plt
+
+    from csist.plotting import FAINT, INK, style
+    from csist.reporting.leaderboard import _label
+
+    rows = [row for row in rows if row["frames_per_second"]]
+    with style():
+        figure, ax = plt.subplots(figsize=(7.6, 6.6))
+        ax.set(xscale="log", ylim=(0, 100), xlabel="frames per second of one core", ylabel="CSO-mAP × 100")
+        for ratio, ceiling in (ceilings or {}).items():
+            ax.axhline(100 * ceiling.ranked, color=FAINT, ls="--", lw=1)
+            ax.text(0.01, 100 * ceiling.ranked + 0.6, f"perfect on the grid, c = {ratio}", transform=ax.get_yaxis_transform(), fontsize=7.5, color=INK)
+        if limit:
+            ax.axhline(100 * limit["cso_map"], color=INK, lw=1.2)
+            ax.text(0.01, 100 * limit["cso_map"] + 0.6, "attainable", transform=ax.get_yaxis_transform(), fontsize=7.5, color=INK)
+        for family, (colour, mark, words) in FAMILIES.items():
+            some = [row for row in rows if row["family"] == family]
+            if some:
+                place = [row["frames_per_second"] for row in some], [100 * row["ours_cso_map"] for row in some]
+                ax.plot(*place, mark, color=colour, ms=9 if mark == "*" else 6, mec="white", mew=0.6, ls="", label=words)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+        figure.draw_without_rendering()  # the layout decides how much room the names have
+        _label(ax, [(row["label"], row["frames_per_second"], 100 * row["ours_cso_map"], FAMILIES[row["family"]][0]) for row in rows])
+    return figure
+
+
+def plot_parts(rows, limit: dict | None = None):
+    """CSO-mAP by number of targets (left), and inside and at the border of the frame (right), of some rows; returns the figure."""
+    import matplotlib.pyplot as plt
+
+    from csist.plotting import INK, style
+
+    with style():
+        figure, (counts, places) = plt.subplots(1, 2, figsize=(7.6, 3.6), sharey=True, width_ratios=[2, 1])
+        for row in rows:
+            colour, mark, _ = FAMILIES[row["family"]]
+            by_count = [row[f"ours_{number}_targets_cso_map"] for number in range(1, 6)]
+            by_place = [row[f"ours_{place}_cso_map"] for place in ("interior", "border")]
+            for ax, values in ((counts, by_count), (places, by_place)):
+                ax.plot(range(len(values)), [math.nan if value is None else 100 * value for value in values], marker=mark, color=colour, label=row["label"])
+        if limit:
+            places.plot([-0.2, 0.2], 2 * [100 * limit["interior"]["cso_map"]], color=INK, lw=2, label="attainable inside")
+        counts.set(xticks=range(5), xticklabels=range(1, 6), xlabel="targets in the frame", ylabel="CSO-mAP × 100", ylim=(0, 102))
+        places.set(xticks=range(2), xticklabels=["interior", "border"], xlim=(-0.4, 1.4))
+        figure.legend(*places.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    return figure
+
+
+# ---- calibration and pixel locking ------------------------------------------------------------------------------------
+
+EDGES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)  # of claimed hit probabilities
+
+
+def reliability(estimate: Targets, truth: Targets, edges=EDGES) -> list[dict]:
+    """Claimed against real hit probabilities, both averaged over CSO-mAP's thresholds, by claimed probability.
+
+    Parameters
+    ----------
+    estimate : Targets
+        With scores between 0 and 1.
+    truth : Targets
+        Of the same frames.
+    edges : sequence of float
+        Borders of the classes, rising.
+
+    Returns
+    -------
+    list of dict
+        ``from``, ``to``, ``detections``, ``claimed``, ``real``; classes without detections are left out.
+
+    >>> truth = Targets([[[5.0, 5.0]]] * 2, [[240.0]] * 2, [1, 1])
+    >>> wrong = Targets([[[5.0, 5.0]], [[5.4, 5.0]]], [[240.0]] * 2, [1, 1], score=[[0.6], [0.6]])
+    >>> [(row["claimed"], row["real"]) for row in reliability(wrong, truth)]
+    [(0.6, 0.5)]
+    """
+    matches = match_detections(estimate, truth)
+    real, place = matches.is_hit.mean(axis=0), np.clip(np.searchsorted(edges, matches.score, side="right") - 1, 0, len(edges) - 2)
+    rows = []
+    for k in np.unique(place):
+        inside = place == k
+        means = {"claimed": float(matches.score[inside].mean()), "real": float(real[inside].mean())}
+        rows.append({"from": edges[k], "to": edges[k + 1], "detections": int(inside.sum()), **means})
+    return rows
+
+
+def plot_reliability(answers: dict[str, Answer], truth: Targets, rows, folder: Path | None = None):
+    """Real against claimed hit probability of the methods whose scores claim one: the sampler's stored tiers, and what was answered now."""
+    import matplotlib.pyplot as plt
+
+    from csist.plotting import FAINT, style
+
+    labels = {row["key"]: row["label"] for row in rows}
+    curves = {}
+    for tier in TIERS:
+        stored = reporting.load_result(f"off-grid-{tier}", folder)
+        if stored and stored.get("calibration"):
+            line = {"fast": ":", "standard": "--"}.get(tier, "-")
+            curves[f"off-grid, {tier} (stored, {stored['test']['frames']:,} frames)"] = (stored["calibration"], "off-grid", line)
+    for key, answer in answers.items():
+        if "detector" in key or (key.startswith("off-grid") and not curves):
+            name, family = labels.get(key, key), "detector" if "detector" in key else "off-grid"
+            line = ":" if "dista" in key else "-"
+            curves[f"{name} (now, {answer.frames:,} frames)"] = (reliability(answer.estimate, truth), family, line)
+    with style():
+        figure, ax = plt.subplots(figsize=(5.4, 4.6))
+        ax.plot([0, 1], [0, 1], color=FAINT, lw=1, label="honest")
+        for label, (points, family, line) in curves.items():
+            known = [point for point in points if point["detections"] >= 20] or points
+            colour, mark, _ = FAMILIES[family]
+            ax.plot([point["claimed"] for point in known], [point["real"] for point in known], line, marker=mark, color=colour, label=label, ms=4)
+        ax.set(xlabel="claimed probability of a hit", ylabel="share of real hits", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", fontsize=8)
+    return figure
+
+
+def describe_reliability(answers: dict[str, Answer], truth: Targets, rows) -> str:
+    """Mean claimed and real hit probability of what was answered now, as a Markdown list."""
+    labels, lines = {row["key"]: row["label"] for row in rows}, []
+    for key, answer in answers.items():
+        if "detector" in key or key.startswith("off-grid"):
+            points = reliability(answer.estimate, truth, (0.0, 1.0))
+            if points:
+                lines.append(f"{labels.get(key, key)} claims {percent(points[0]['claimed'], 1)} % on average, and {percent(points[0]['real'], 1)} % are hits.")
+    return reporting.bullets(lines)
+
+
+def plot_locking(answers: dict[str, Answer], truth: Targets, rows):
+    """Histograms of where within their pixel the answers lie, one panel per method, the truth as a line; returns the figure."""
+    import matplotlib.pyplot as plt
+
+    from csist.plotting import INK, style
+
+    labels = {row["key"]: row for row in rows}
+    chosen = [key for key in answers if "detector" not in key] + [key for key in answers if key.startswith("cfgn-detector")]
+    with style():
+        figure, axes = plt.subplots(len(chosen), 1, figsize=(6.4, 1.45 * len(chosen) + 0.9), sharex=True, squeeze=False)
+        real = fractional_positions(truth)
+        for ax, key in zip(axes.flat, chosen):
+            found = fractional_positions(answers[key].estimate, truth=truth)
+            family = labels[key]["family"] if key in labels else "off-grid"
+            colour = FAMILIES[family][0]
+            ax.stairs(100 * found.histogram[0], found.edges, fill=True, color=colour, alpha=0.75)
+            ax.stairs(100 * real.histogram[0], real.edges, color=INK, lw=1, baseline=None, label="true targets")
+            ax.set_title(f"{labels[key]['label'] if key in labels else key}: {found.truth_distance[0]:.3f} from the truth", loc="left")
+        axes[0, 0].legend(loc="upper right")
+        axes[-1, 0].set_xlabel("x, relative to the pixel's centre [px]")
+        figure.supylabel("answers [%]", fontsize=10)
+    return figure
+
+
+# ---- robustness -------------------------------------------------------------------------------------------------------
+
+GROUPS = {  # axis label, and where CSIST-100K itself stands on it
+    "read_noise": ("read noise [grey levels]", 0.0),
+    "sigma_error": ("PSF width taken wrong by [%]", 0.0),
+    "psf": ("shape of the PSF", "round Gaussian"),
+    "gap": ("smallest distance [R]", 0.52),
+    "count": ("targets (≥ 0.3 px apart)", None),
+    "ratio": ("brightest : faintest", 250 / 220),
+    "sensor": ("sensor", "as the paper's"),
+    "background": ("background ramp [grey levels]", 0.0),
+}
+LINES = {  # method: variants in order of preference, label, family's colour, line, mark
+    "off-grid-standard": (("informed", "plain"), "off-grid, standard, told", "#009e73", "-", "o"),
+    "off-grid-fast": (("informed", "plain"), "off-grid, fast, told", "#009e73", "--", "o"),
+    "off-grid-fast:tolerant": (("tolerant",), "off-grid, fast, told to trust no grey level", "#66ccee", "--", "o"),
+    "off-grid-fast:plain": (("plain",), "off-grid, fast, told nothing", "#117733", ":", "o"),
+    "cfgn-detector": (("informed", "plain"), "CFGN + detector", "#0072b2", "-", "D"),
+    "dista-net": (("informed", "plain"), "DISTA-Net", "#d55e00", "-", "s"),
+    "ista-net-plus": (("informed", "plain"), "ISTA-Net+", "#882255", "--", "s"),
+    "ista-tuned": (("informed", "plain"), "FISTA, tuned, told", "#e69f00", "-", "X"),
+}
+
+
+def robustness_rows(stored: dict | None) -> list[dict]:
+    """One row for each condition and line of the figure: ``condition``, ``group``, ``value``, ``line``, ``variant`` and the scores."""
+    rows = []
+    for name, condition in (stored or {"conditions": {}})["conditions"].items():
+        for line, (variants, label, *_) in LINES.items():
+            method = line.split(":")[0]
+            variant = next((v for v in variants if f"{method}:{v}" in condition["methods"]), None)
+            if variant:
+                scores = condition["methods"][f"{method}:{variant}"]
+                low, high = scores["interval"]
+                about = {"condition": name, "group": condition["group"], "value": condition["value"], "what": condition["what"], "line": line, "label": label}
+                kept = {key: scores[key] for key in ("frames", "cso_map", "standard_error", "count_accuracy")}
+                rows.append({**about, "variant": variant, **kept, "low": low, "high": high})
+    return rows
+
+
+def plot_robustness(rows):
+    """One panel per way in which frames differ, one line per method, 95 % intervals as bars; returns the figure, None without rows."""
+    import matplotlib.pyplot as plt
+
+    from csist.plotting import style
+
+    groups = [group for group in GROUPS if any(row["group"] == group for row in rows)]
+    if not groups:
+        return None
+    with style():
+        figure, axes = plt.subplots(math.ceil(len(groups) / 2), 2, figsize=(7.6, 2.5 * math.ceil(len(groups) / 2) + 1.0), sharey=True, squeeze=False)
+        for ax in axes.flat[len(groups) :]:
+            ax.set_axis_off()
+        for ax, group in zip(axes.flat, groups):
+            _draw_group(ax, group, rows)
+        handles = {handle.get_label(): handle for ax in axes.flat for handle in ax.get_legend_handles_labels()[0]}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, fontsize=8)
+        figure.supylabel("CSO-mAP × 100", fontsize=10)
+    return figure
+
+
+def _draw_group(ax, group: str, rows) -> None:
+    label, base = GROUPS[group]
+    here = [row if row["group"] == group else {**row, "value": base} for row in rows if row["group"] == group or (row["group"] == "base" and base is not None)]
+    values = list(dict.fromkeys(row["value"] for row in here))
+    numeric = all(isinstance(value, (int, float)) for value in values)
+    place = {value: value if numeric else number for number, value in enumerate(values)}
+    for line, (_, name, colour, dash, mark) in LINES.items():
+        some = sorted((row for row in here if row["line"] == line), key=lambda row: place[row["value"]])
+        if line in ("off-grid-fast:plain", "off-grid-fast:tolerant") and all(row["group"] == "base" for row in some):
+            continue
+        if some:
+            x, y = [place[row["value"]] for row in some], [100 * row["cso_map"] for row in some]
+            bars = [[100 * (row["cso_map"] - row["low"]) for row in some], [100 * (row["high"] - row["cso_map"]) for row in some]]
+            bars = np.maximum(bars, 0)
+            ax.errorbar(x, y, yerr=bars, color=colour, ls=dash if len(some) > 1 else "", marker=mark, ms=4, lw=1.4, elinewidth=0.8, label=name)
+    ax.set(title=label, ylim=(0, 102))
+    if not numeric:
+        ax.set_xticks(list(place.values()), [str(value).replace(" ", "\n", 1) for value in values], fontsize=8)
+    elif len(values) <= 6:
+        ax.set_xticks(values, [f"{value:.3g}" for value in values])
+
+
+def robustness_table(rows) -> Table:
+    """CSO-mAP × 100 of every condition (lines) and method (columns)."""
+    lines = [line for line in LINES if any(row["line"] == line for row in rows)]
+    names = list(dict.fromkeys(row["condition"] for row in rows))
+    cells = []
+    for name in names:
+        here = {row["line"]: row for row in rows if row["condition"] == name}
+        what = next(iter(here.values()))["what"]
+        cells.append([what, *[percent(here[line]["cso_map"], 1) if line in here else MISSING for line in lines]])
+    frames = sorted({row["frames"] for row in rows})
+    caption = f"CSO-mAP × 100 on {' or '.join(f'{n:,}' for n in frames)} frames per cell." if rows else "Not run yet: python reproduce/robustness.py"
+    return Table(caption, [("", "frames"), *[("", LINES[line][1]) for line in lines]], cells)
+
+
+def describe_robustness(rows) -> str:
+    """What hurts most, and what being told saves, as a Markdown list."""
+    if not rows:
+        return "Not run yet: `python reproduce/robustness.py`."
+    lines = []
+    for line in ("off-grid-fast", "off-grid-fast:plain", "cfgn-detector", "dista-net"):
+        base = next((row for row in rows if row["line"] == line and row["group"] == "base"), None)
+        here = [row for row in rows if row["line"] == line and row["group"] not in ("base", "count", "sensor")]
+        if base and here:
+            worst = min(here, key=lambda row: row["cso_map"])
+            where = f"falls from {percent(base['cso_map'], 1)} to {percent(worst['cso_map'], 1)} with {worst['what']}"
+            lines.append(f"**{LINES[line][1]}** {where}, the worst of these conditions for it.")
+    table = {(row["condition"], row["line"]): row for row in rows}
+    pairs = [(table.get((name, "off-grid-fast")), row) for (name, line), row in table.items() if line == "off-grid-fast:plain"]
+    gains = [(told["cso_map"] - plain["cso_map"], told) for told, plain in pairs if told and told["variant"] == "informed"]
+    if gains:
+        gain, row = max(gains, key=lambda pair: pair[0])
+        lines.append(f"Telling the sampler what changed is worth up to {100 * gain:.1f} points ({row['what']}).")
+    learned = {}
+    for row in rows:
+        if not row["line"].startswith("off-grid"):
+            learned[row["condition"]] = max(learned.get(row["condition"], 0.0), row["cso_map"])
+    beaten = [row for row in rows if row["line"] == "off-grid-fast" and learned.get(row["condition"], 0.0) > row["cso_map"]]
+    lines.append(
+        f"A learned method beats the told sampler under {len(beaten)} of {len({row['condition'] for row in rows})} conditions"
+        + (f": {'; '.join(row['what'] for row in beaten)}." if beaten else ".")
+    )
+    return reporting.bullets(lines)
+
+
+# ---- failures ---------------------------------------------------------------------------------------------------------
+
+
+class Failure(NamedTuple):
+    """A frame that was answered badly, and why."""
+
+    frame: int
+    error: float  # px, root mean square over targets, half a pixel for each that has no answer
+    reason: str
+
+
+def frame_errors(estimate: Targets, truth: Targets, cap: float = 0.5) -> np.ndarray:
+    """Root mean square distance of each frame's targets from their answers (n,) [px]; a target without an answer, or an answer too many, counts as ``cap``.
+
+    >>> truth = Targets([[[5.0, 5.0], [5.4, 5.0]]], [[240.0, 230.0]], [2])
+    >>> frame_errors(truth[[0]], truth).tolist(), frame_errors(Targets([[[5.0, 5.0]]], [[240.0]], [1]), truth).round(3).tolist()
+    ([0.0], [0.354])
+    """
+    frame, detection, target = match_pairs(estimate, truth, cap)
+    squared, pairs = np.zeros(len(truth)), np.bincount(frame, minlength=len(truth))
+    np.add.at(squared, frame, ((estimate.xy[frame, detection] - truth.xy[frame, target]) ** 2).sum(-1))
+    most = np.maximum(np.maximum(estimate.count, truth.count), 1)
+    return np.sqrt((squared + (np.maximum(estimate.count, truth.count) - pairs) * cap**2) / most)
+
+
+def worst_frames(answer: Answer, data: Frames, number: int = 24, plane: FocalPlane | None = None) -> list[Failure]:
+    """The frames with the largest errors, each with what explains it: what holds first of a wrong count, a bound that is large, lost light, an ambiguity.
+
+    The bound is the Cramer-Rao bound of the true scene (:func:`csist.limits.crlb`, with the intensities' range as a prior); light is lost beyond the frame's
+    border; an ambiguous frame is one that the wrong answer renders as well, to a grey level in every pixel that is not clipped.
+    """
+    plane, truth = plane or FocalPlane(), data.targets[: answer.frames]
+    errors = frame_errors(answer.estimate, truth)
+    chosen = np.argsort(-errors, kind="stable")[:number]
+    true, given = truth[chosen], answer.estimate[chosen]
+    bound = crlb(true, plane, prior=INTENSITY_PRIOR)[..., :2]
+    limit = np.sqrt(np.nansum(np.where(np.isnan(bound), 0, bound) ** 2, axis=(1, 2)) / np.maximum(true.count, 1))
+    light = plane.expected(true).sum((1, 2)) / np.nansum(true.intensity, axis=1)
+    clipped = data.frames[chosen] >= plane.full_scale
+    gap = np.where(clipped, 0.0, abs(plane.expected(given) - data.frames[chosen])).max((1, 2))
+    border = is_border(true)
+    failures = []
+    for k, frame in enumerate(chosen):
+        parts = []
+        if given.count[k] != true.count[k]:
+            parts.append(f"count {given.count[k]}, not {true.count[k]}")
+        parts.append(f"bound {limit[k]:.2f} px" if limit[k] < 10 else "no bound")
+        if border[k]:
+            parts.append(f"{100 * (1 - light[k]):.0f} % of light lost")
+        if clipped[k].any():
+            parts.append(f"{clipped[k].sum()} clipped")
+        if gap[k] <= 1.0:
+            parts.append("fits as well")
+        failures.append(Failure(int(frame), float(errors[frame]), ", ".join(parts)))
+    return failures
+
+
+def plot_failures(failures, answer: Answer, data: Frames, columns: int = 4):
+    """The frames of :func:`worst_frames` with truth (open circles) and answer (crosses, bars of one predicted deviation); returns the figure."""
+    import matplotlib.pyplot as plt
+
+    from csist.plotting import show_frame, style
+
+    with style():
+        lines = math.ceil(len(failures) / columns)
+        figure, axes = plt.subplots(lines, columns, figsize=(1.95 * columns, 2.45 * lines), squeeze=False)
+        for ax in axes.flat[len(failures) :]:
+            ax.set_axis_off()
+        for ax, failure in zip(axes.flat, failures):
+            truth, estimate = data.targets[failure.frame], answer.estimate[failure.frame]
+            show_frame(data.frames[failure.frame], ax, targets=truth, estimate=estimate, method="off-grid", zoom=1, full_scale=255, labels=False)
+            lines = failure.reason.split(", ")
+            wrapped = "\n".join(", ".join(part) for part in (lines[:2], lines[2:]) if part)
+            ax.set_title(f"{failure.frame}: {failure.error:.2f} px\n{wrapped}", fontsize=7)
+            ax.set(xticks=[], yticks=[])
+    return figure
+
+
+def describe_failures(failures, answer: Answer, data: Frames) -> str:
+    """How the worst frames differ from the rest, as one Markdown paragraph."""
+    truth = data.targets[: answer.frames]
+    share = lambda some: f"{100 * np.mean(some):.0f} %"
+    frames = [failure.frame for failure in failures]
+    border, many = is_border(truth), truth.count >= 4
+    alike = sum("fits as well" in failure.reason for failure in failures)
+    counts = sum("count" in failure.reason for failure in failures)
+    return (
+        f"Of the {len(failures)} worst of {answer.frames:,} frames, {share(border[frames])} lie at the border ({share(border)} of all do) and "
+        f"{share(many[frames])} hold four or five targets ({share(many)} of all). In {counts} the count is wrong; in {alike} the wrong answer renders the "
+        "frame to within a grey level wherever it is not clipped, so the frame itself does not tell the two scenes apart."
+    )
