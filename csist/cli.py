@@ -305,25 +305,40 @@ def _add_unmix(commands):
     kinds = "an 8-bit grey 11 x 11 PNG, an .npy array (11, 11) or (n, 11, 11), or a folder with cso_img/"
     command.add_argument("input", type=Path, metavar="IMAGE_OR_FOLDER", help=kinds)
     command.add_argument("--method", default="dista-net", help="see: csist info (dista-net)")
-    command.add_argument("--ratio", type=int, default=3, help="odd sub-pixel ratio c (3)")
-    command.add_argument("--threshold", type=float, default=None, help="detection threshold in grey levels (the method's own)")
+    command.add_argument("--ratio", type=int, default=3, help="odd sub-pixel ratio c of methods with a grid (3)")
+    command.add_argument("--threshold", type=float, default=None, help="detection threshold in grey levels (the method's own); off-grid has none")
+    _add_tier(command)
     command.set_defaults(command=unmix, table=_unmix_table)
     return command
 
 
 def unmix(options):
     """Unmix the frames of a file or a folder."""
+    from csist.evaluation import has_grid
     from csist.evaluation import unmix as estimate
 
     names, frames = read_frames(options.input)
-    found = estimate(frames, options.method, options.ratio, threshold=options.threshold)
+    found = estimate(frames, options.method, options.ratio, threshold=options.threshold, **_tier(options))
     value = {
         "method": options.method,
-        "ratio": options.ratio,
+        "ratio": options.ratio if has_grid(options.method) else None,
         "axes": AXES,
         "frames": [{"name": name, "targets": _target_rows(found, number)} for number, name in enumerate(names)],
     }
     return value, OK
+
+
+def _add_tier(command):
+    command.add_argument("--tier", choices=("fast", "standard", "accurate"), default=None, help="how much work off-grid does (standard)")
+
+
+def _tier(options) -> dict:
+    """The option of the method that has tiers."""
+    if options.tier is None:
+        return {}
+    if options.method != "off-grid":
+        raise CommandError(f"--tier belongs to the method 'off-grid'; {options.method!r} has no tiers")
+    return {"tier": options.tier}
 
 
 def _target_rows(targets, number: int) -> list[dict]:
@@ -340,12 +355,16 @@ def _target_rows(targets, number: int) -> list[dict]:
 
 
 def _unmix_table(value) -> str:
+    shown = {"x": ("x (row) [px]", 3), "y": ("y (column) [px]", 3), "intensity": ("intensity [grey levels]", 1)}
+    extra = {"sigma_x": ("+- x [px]", 3), "sigma_y": ("+- y [px]", 3), "score": ("score", 3)}
+    predicted = {name for frame in value["frames"] for target in frame["targets"] for name in target}
+    shown |= {name: column for name, column in extra.items() if name in predicted}
     rows = []
     for frame in value["frames"]:
-        rows += [[frame["name"], k, f"{t['x']:.3f}", f"{t['y']:.3f}", f"{t['intensity']:.1f}"] for k, t in enumerate(frame["targets"], 1)]
+        rows += [[frame["name"], k, *(f"{t[name]:.{digits}f}" for name, (_, digits) in shown.items())] for k, t in enumerate(frame["targets"], 1)]
         if not frame["targets"]:
-            rows.append([frame["name"], "none", "", "", ""])
-    return columns(rows, ["frame", "target", "x (row) [px]", "y (column) [px]", "intensity [grey levels]"])
+            rows.append([frame["name"], "none", *("" for _ in shown)])
+    return columns(rows, ["frame", "target", *(head for head, _ in shown.values())])
 
 
 def read_frames(path: Path) -> tuple[list[str], np.ndarray]:
@@ -387,7 +406,8 @@ def _add_evaluate(commands):
     command.add_argument("method", metavar="METHOD", help="see: csist info")
     command.add_argument("--split", choices=("train", "val", "test"), default="test", help="(test)")
     command.add_argument("--size", type=whole_number, default=None, help="number of frames (all of the split)")
-    command.add_argument("--ratio", type=int, default=3, help="odd sub-pixel ratio c (3)")
+    command.add_argument("--ratio", type=int, default=3, help="odd sub-pixel ratio c of methods with a grid (3)")
+    _add_tier(command)
     command.set_defaults(command=evaluate, table=_evaluate_table)
     return command
 
@@ -396,7 +416,7 @@ def evaluate(options):
     """Score a method; the scores are fractions, their intervals come from resampled frames."""
     from csist.evaluation import evaluate as score
 
-    return score(options.method, options.split, options.size, options.ratio), OK
+    return score(options.method, options.split, options.size, options.ratio, **_tier(options)), OK
 
 
 def _evaluate_table(value) -> str:
@@ -406,7 +426,8 @@ def _evaluate_table(value) -> str:
     rows += [[f"AP-{100 * delta:02.0f} x 100", percent(ap), ""] for delta, ap in zip(scores["thresholds"], scores["ap"])]
     rows += [["right number of targets, %", percent(scores["count_accuracy"]), ""]]
     rows += [[name, f"{scores[name]:,}", ""] for name in ("targets", "detections")] + [["frames a second", f"{value['frames_per_second']:,.0f}", ""]]
-    head = f"{value['method']}, c = {value['ratio']}, {value['frames']:,} frames of the {value['split']} split"
+    grid = "" if value["ratio"] is None else f", c = {value['ratio']}"
+    head = f"{value['method']}{grid}, {value['frames']:,} frames of the {value['split']} split"
     return head + "\n" + columns(rows, ["", "value", f"{100 * scores['level']:g} % interval"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -144,45 +145,45 @@ def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlan
 
     Parameters
     ----------
-    frames : array (n, 11, 11) or (11, 11)
-        Grey levels.
+    frames : array (n, rows, columns) or (rows, columns)
+        Grey levels; the networks take 11 x 11 pixels, "off-grid" finds and unmixes any number of clusters on a frame of any size.
     method : str
         One of :func:`list_methods`.
     ratio : int
-        Sub-pixel ratio c of methods that work on a grid.
+        Sub-pixel ratio c; "off-grid" has no grid and takes no notice of it.
     plane : FocalPlane, optional
         Optics and sensor that made the frames; the networks are trained for the default one.
     threshold : float, optional
-        Detection threshold [grey levels]; by default the method's own (50 in the paper).
+        Detection threshold [grey levels]; by default the method's own (50 in the paper). "off-grid" has none.
     options
-        Passed to the method.
+        Passed to the method, for example ``tier="fast"`` and ``prior=Prior(...)`` to "off-grid".
 
     Returns
     -------
     Targets
-        Estimated positions, intensities and counts, brightest first.
+        Estimated positions, intensities and counts, brightest first; from "off-grid" also errors and hit probabilities (``sigma``, ``score``).
 
     Raises
     ------
     ValueError
-        For an unknown method, frames of the wrong shape or with non-finite values.
+        For an unknown method, frames of the wrong shape or with non-finite values, a threshold for a method that has none.
     FileNotFoundError
         For a network that has not been trained yet.
+    ImportError
+        For "off-grid" without numba.
     """
     plane = plane or FocalPlane()
-    grid = SubpixelGrid(plane.shape, ratio)
     if method not in list_methods():
         raise unknown_name(method, list_methods())
     frames = check_frames(frames, plane.shape)
-    if method in MODEL_BASED:
-        images, own_threshold = MODEL_BASED[method](frames, plane, ratio, **options)
-    else:
-        images, own_threshold = predict(load_network(method, ratio), frames, **options), DETECTION_THRESHOLD
-    return detect(images, grid, own_threshold if threshold is None else threshold)
+    return _unmixer(method)(frames, plane, ratio, threshold, **options)
 
 
 def evaluate(method: str, split: str = "test", size: int | None = None, ratio: int = 3, *, resamples: int = 200, seed: int = 0, **options) -> dict:
-    """Score a method on a split of CSIST-100K: the scores of :func:`csist.metrics.score_report` with their provenance, as plain JSON values."""
+    """Score a method on a split of CSIST-100K: the scores of :func:`csist.metrics.score_report` with their provenance, as plain JSON values.
+
+    ``ratio`` is None in the result of a method without a grid. Further options go to the method, as in :func:`unmix`.
+    """
     from csist.metrics import score_report
 
     data = csist100k(split, size)
@@ -191,7 +192,7 @@ def evaluate(method: str, split: str = "test", size: int | None = None, ratio: i
     seconds = time.perf_counter() - start
     return {
         "method": method,
-        "ratio": ratio,
+        "ratio": ratio if has_grid(method) else None,
         "split": split,
         "frames": len(data.frames),
         "frames_sha256": frames_hash(data),
@@ -240,6 +241,34 @@ def current_commit() -> str | None:
         return None
 
 
+# Methods: an unmixer is called as unmixer(frames, plane, ratio, threshold, **options) and gives Targets -------------------------------------
+
+
+def has_grid(method: str) -> bool:
+    """Whether a method answers with sub-pixel images, whose bright sub-pixels are its detections."""
+    return MODEL_BASED.get(method) is not _off_grid
+
+
+def _unmixer(method: str):
+    """The unmixer of this name."""
+    return MODEL_BASED[method] if method in MODEL_BASED else _on_grid(partial(_network, method))
+
+
+def _on_grid(solve):
+    """The unmixer that reads its targets off the sub-pixel images of ``solve(frames, plane, ratio)``, which also says its own threshold."""
+
+    def unmixer(frames, plane, ratio, threshold, **options):
+        grid = SubpixelGrid(plane.shape, ratio)
+        images, own_threshold = solve(frames, plane, ratio, **options)
+        return detect(images, grid, own_threshold if threshold is None else threshold)
+
+    return unmixer
+
+
+def _network(name, frames, plane, ratio, **options):
+    return predict(load_network(name, ratio), frames, **options), DETECTION_THRESHOLD
+
+
 def _ista(frames, plane, ratio, settings=None, **changes):
     """ISTA as the paper ran it; Table 1's first row."""
     from csist.solvers.ista import PAPER, unmix_ista
@@ -261,4 +290,13 @@ def _omp(frames, plane, ratio, **options):
     return omp(frames, plane, SubpixelGrid(plane.shape, ratio), **options), DETECTION_THRESHOLD
 
 
-MODEL_BASED = {"ista": _ista, "fista": _fista, "omp": _omp}
+def _off_grid(frames, plane, ratio, threshold, **options):
+    """The posterior of the imaging model; needs no grid and no threshold."""
+    from csist.solvers.offgrid import unmix_offgrid
+
+    if threshold is not None:
+        raise ValueError("method 'off-grid' has no detection threshold: it weighs how many targets there are; leave threshold out")
+    return unmix_offgrid(frames, plane, **options)
+
+
+MODEL_BASED = {"ista": _on_grid(_ista), "fista": _on_grid(_fista), "omp": _on_grid(_omp), "off-grid": _off_grid}

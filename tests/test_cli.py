@@ -187,6 +187,29 @@ def test_target_rows_carry_what_a_method_predicts():
     assert rows == [{"x": 1.0, "y": 2.0, "intensity": 3.0, "sigma_x": 0.1, "sigma_y": 0.2, "score": 0.9}]
 
 
+def test_the_table_shows_what_a_method_predicts():
+    target = {"x": 1.0, "y": 2.0, "intensity": 3.0, "sigma_x": 0.1, "sigma_y": 0.2, "score": 0.9}
+    frames = [{"name": "a", "targets": [target]}, {"name": "b", "targets": []}]
+    head, first, second = cli._unmix_table({"frames": frames}).split("\n")
+    assert head.endswith("+- x [px]  +- y [px]  score")
+    assert first.split() == ["a", "1", "1.000", "2.000", "3.0", "0.100", "0.200", "0.900"] and second.split() == ["b", "none"]
+    plain = {name: target[name] for name in ("x", "y", "intensity")}
+    assert "score" not in cli._unmix_table({"frames": [{"name": "a", "targets": [plain]}]})
+
+
+def test_unmix_off_the_grid(capsys, tmp_path):
+    pytest.importorskip("numba")
+    np.save(tmp_path / "frame.npy", csist.FocalPlane().render(csist.Targets([[[2.3, 7.9]]], [[240.0]], [1])))
+    value = json_of(capsys, "unmix", tmp_path / "frame.npy", "--method", "off-grid", "--tier", "fast")
+    (target,) = value["frames"][0]["targets"]
+    assert value["ratio"] is None and abs(target["x"] - 2.3) < 0.02 and abs(target["y"] - 7.9) < 0.02
+    assert 0 < target["sigma_x"] < 0.02 and target["score"] > 0.9
+    assert "threshold" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "off-grid", "--threshold", 50)
+    assert "--tier" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", "--tier", "fast")
+    assert main(["evaluate", "off-grid", "--split", "val", "--size", "5", "--tier", "fast"]) == OK
+    assert capsys.readouterr().out.startswith("off-grid, 5 frames of the val split")
+
+
 def png_bytes(size=(11, 11), mode="L") -> bytes:
     from PIL import Image
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from csist.evaluation import WINDOW, detect, evaluate, light_windows, list_metho
 from csist.imaging import FocalPlane, SubpixelGrid, check_frames
 from csist.metrics import cso_map
 from csist.networks import NETWORKS, create_network
+from csist.scenes import Targets
 
 GRID = SubpixelGrid(ratio=3)
 
@@ -110,7 +112,7 @@ def test_prediction_takes_any_real_frames(network):
 
 
 def test_every_method_has_a_name():
-    assert set(NETWORKS) <= set(list_methods()) and {"ista", "fista", "omp"} <= set(list_methods())
+    assert set(NETWORKS) <= set(list_methods()) and {"ista", "fista", "omp", "off-grid"} <= set(list_methods())
     assert len(set(list_methods())) == len(list_methods())
 
 
@@ -130,6 +132,7 @@ FRAMES = np.zeros((2, 11, 11))
         (FRAMES.astype(complex), {}, "real numbers"),
         (FRAMES.astype(str), {}, "real numbers"),
         (FRAMES, {"plane": FocalPlane((9, 9))}, r"\(n, 9, 9\)"),
+        (FRAMES, {"method": "off-grid", "threshold": 50}, "leave threshold out"),
     ],
 )
 def test_unmix_says_what_is_wrong(frames, options, words):
@@ -152,6 +155,29 @@ def test_unmix_runs_a_committed_network(tmp_path, monkeypatch, network):
     images = predict(registry.load_network("dista-net"), frames)
     assert found.count.tolist() == (images >= 0.5).sum((1, 2)).tolist() and found.count.sum() > 0
     assert unmix(frames, "dista-net").count.tolist() == (images >= 50).sum((1, 2)).tolist()
+
+
+def test_the_off_grid_method_answers_by_its_name():
+    pytest.importorskip("numba")
+    from csist.solvers.offgrid import Prior, unmix_offgrid
+
+    frames, prior = csist100k("val", 3).frames, Prior(counts=(1, 3))
+    found = unmix(frames, "off-grid", tier="fast", prior=prior, threads=1)
+    expected = unmix_offgrid(frames, tier="fast", prior=prior)
+    np.testing.assert_array_equal(found.xy, expected.xy)
+    np.testing.assert_array_equal(found.score, expected.score)
+    plane = FocalPlane(shape=(20, 12))
+    scene = Targets([[[2.2, 3.1], [15.8, 8.3]]], [[240.0, 230.0]], [2])
+    found = unmix(plane.render(scene)[0], "off-grid", plane=plane, tier="fast")
+    assert np.abs(found.xy - scene.xy).max() < 0.02 and found.sigma.max() < 0.02
+    result = evaluate("off-grid", "val", 3, resamples=2, tier="fast")
+    assert result["ratio"] is None and result["scores"]["count_accuracy"] == 1
+
+
+def test_methods_are_listed_and_imported_without_numba():
+    code = "import sys; sys.modules['numba'] = None; import csist, csist.solvers; assert 'off-grid' in csist.list_methods(); print(csist.unmix.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "unmix", run.stderr
 
 
 # Scores

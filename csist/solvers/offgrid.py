@@ -1,0 +1,562 @@
+r"""Unmixing without a grid: the posterior of everything a frame can hold (book chapter "Off the grid").
+
+The sensor rounds, so a frame says of every pixel only that the model lies in an interval,
+
+.. math:: \Big|\sum_k g_k\, p_i(x_k)\, p_j(y_k) - z_{ij}\Big| \le \tfrac12, \qquad \text{or } m_{ij} \ge z_{ij} - \tfrac12 \text{ where the sensor clipped.}
+
+All answers inside this box that keep the prior (how many targets, one pixel, a smallest distance, a range of intensities) are as likely as the prior
+says; nothing needs training. The work, frame by frame:
+
+1. Clusters are found by their light (``finding.py``); a cluster's pixel is the rounded centre of its light. Only a window about it matters: 5 x 5 pixels
+   at sigma = 0.5 px. Every cluster is then solved alone.
+2. The visible light bounds the number of targets. For every number, Levenberg-Marquardt runs from random valid configurations.
+3. Its minima are modes. A single narrow one is the answer; its covariance tells the errors (two frames in five).
+4. Otherwise slice sampling explores the box around every mode; volumes weigh modes and numbers against each other.
+5. The tier "accurate" repeats doubtful frames at the border by sequential Monte Carlo from the prior down to the box, which no mode can escape.
+6. A target's position is the (truncated) geometric median of its samples, its deviation their spread, its score the share of CSO-mAP's five thresholds
+   within which the samples have a target: a calibrated probability of a hit.
+
+With read noise, or where the box is empty because the model is not quite true, a Gaussian likelihood takes the box's place.
+The kernels are in ``_offgrid_kernels.py`` and need numba.
+"""
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+
+from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
+from csist.metrics import DISTANCE_THRESHOLDS
+from csist.scenes import Targets, random_targets
+from csist.solvers.finding import brightest_block, find_clusters
+
+MAX_TARGETS = 8  # of one cluster
+LARGEST_WINDOW = 25  # px
+MARGIN = 0.25  # px by which tables reach beyond the region, for steps of the optimiser
+NODES_PER_SIGMA = 500  # of the profile table; linear interpolation is then good to 3e-7
+ROUNDING_WIDTH = 0.3  # grey levels; standard deviation by which least squares stands for rounding (1 / sqrt(12) = 0.289)
+UNROUNDED_WIDTH = 0.05  # grey levels; the same for frames without rounding or noise, whose likelihood is a point
+FAINT = 0.2  # of the dimmest target's light: less than that is no target, for a corner pixel keeps a quarter
+STRAY = 0.01  # of the brightest cluster's light: less than that may be what its window has left over
+SIGNIFICANT = 8.0  # of the read noise: no noise alone lights a block of 3 x 3 pixels so
+UNKNOWN = 0.16  # px, standard deviation of a position that the light says nothing of; the kernels' RIDGE ** -0.5
+LEAST = 1e-6  # smallest probability of a hit or a miss that is told apart from none
+BLOCK = 32  # frames that a thread takes at a time
+POOL = 256  # valid configurations from which starts and prior volumes are taken
+
+# How much work a tier does; the fields are explained at csist.solvers._offgrid_kernels.Effort.
+TIERS = {
+    "fast": {"starts": 8, "updates": 400, "burn_in": 30, "kept": 100, "modes": 6, "particles": 0, "doubt": 0.0},
+    "standard": {"starts": 12, "updates": 2500, "burn_in": 120, "kept": 250, "modes": 10, "particles": 0, "doubt": 0.0},
+    "accurate": {"starts": 20, "updates": 2500, "burn_in": 120, "kept": 250, "modes": 12, "particles": 1200, "doubt": 0.98},
+}
+
+# Claimed and real hit probabilities of each tier before they are set right, as `score_offgrid.py --calibrate` measures them: on 8,000 validation frames,
+# of the accurate tier on 400.
+CALIBRATION = {
+    "fast": (
+        (0.66482, 0.84655, 0.91726, 0.95924, 0.98786, 0.99961, 0.99999),
+        (0.45192, 0.62723, 0.71741, 0.80044, 0.89817, 0.96741, 0.99643),
+    ),
+    "standard": (
+        (0.59441, 0.76244, 0.85193, 0.90994, 0.95418, 0.98882, 0.99981, 0.99999),
+        (0.47568, 0.6069, 0.67607, 0.78697, 0.85343, 0.9575, 0.99664, 0.99958),
+    ),
+    "accurate": ((0.56974, 0.76603, 0.90909, 0.99754), (0.55, 0.745, 0.88901, 0.99465)),
+}
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known before a frame is seen; the defaults are CSIST-100K's (paper, section 4.1).
+
+    Parameters
+    ----------
+    counts : (int, int) or None
+        Smallest and largest number of targets of a cluster, within 1 .. 8; None allows all of them that fit.
+    cluster : bool
+        All targets of a cluster lie in one pixel. Without it the whole frame, of at most 25 px a side, is one cluster whose targets may lie anywhere on it;
+        that takes several times as long.
+    min_distance : float or None
+        Smallest distance of two targets [px]; None for no such rule.
+    intensity : (float, float) or None
+        Range of a target's total flux [grey levels]; None for anything up to twice the cluster's light.
+
+    Raises
+    ------
+    ValueError
+        For values out of range; for rules that contradict each other when the prior is used.
+
+    >>> Prior(counts=(2, 2)).min_distance
+    0.494
+    """
+
+    counts: tuple[int, int] | None = (1, 5)
+    cluster: bool = True
+    min_distance: float | None = 0.494
+    intensity: tuple[float, float] | None = (220.0, 250.0)
+
+    def __post_init__(self):
+        if not isinstance(self.cluster, (bool, np.bool_)):
+            raise ValueError(f"Prior: cluster must be True (all targets in one pixel) or False; got {self.cluster!r}")
+        if self.counts is not None:
+            wanted = f"two whole numbers (smallest, largest) with 1 <= smallest <= largest <= {MAX_TARGETS}"
+            low, high = self._pair("counts", wanted)
+            if low != int(low) or high != int(high) or not 1 <= low <= high <= MAX_TARGETS:
+                raise ValueError(f"Prior: counts must be {wanted}, or None; got {self.counts!r}")
+            object.__setattr__(self, "counts", (int(low), int(high)))
+        if self.min_distance is not None and not (_is_number(self.min_distance) and 0 <= self.min_distance < math.sqrt(2)):
+            raise ValueError(f"Prior: min_distance must be from 0 to sqrt(2) px (a pixel's diagonal), or None; got {self.min_distance!r}")
+        if self.intensity is not None:
+            low, high = self._pair("intensity", "two numbers (smallest, largest)")
+            if not 0 <= low < high < math.inf:
+                raise ValueError(f"Prior: intensity must be (smallest, largest) with 0 <= smallest < largest [grey levels], or None; got {self.intensity!r}")
+            object.__setattr__(self, "intensity", (float(low), float(high)))
+
+    def _pair(self, name: str, wanted: str):
+        """A field's two numbers."""
+        value = getattr(self, name)
+        if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(v) for v in value)):
+            raise ValueError(f"Prior: {name} must be {wanted}, or None; got {value!r}")
+        return value
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def unmix_offgrid(
+    frames,
+    plane: FocalPlane | None = None,
+    *,
+    tier: str = "standard",
+    prior: Prior | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Targets:
+    """Positions, intensities, errors and hit probabilities from frames and the imaging model alone (book chapter "Off the grid"; not in the paper).
+
+    A frame may have any size and hold any number of clusters. Every block of 3 x 3 pixels with more than a fifth of the dimmest target's light (of the
+    brightest block's, if intensities are unknown) begins one, the brightest first, and takes the light of the window about it; blocks with less than 8
+    times the read noise, or less than a hundredth of the brightest block's light, do not count. Clusters whose windows do not overlap, at sigma = 0.5 px
+    those with pixels at least 5 px apart in row or column, are unmixed as if alone. At 4 px, the pixels that their windows share tell neither anything;
+    nearer clusters are taken for one, whose scores are low because no single cluster explains the light.
+
+    An answer depends on the cluster's window and the seed, not on other frames, their order or the number of threads. The first call on a machine
+    compiles for about a minute; the result is kept beside the module.
+
+    Parameters
+    ----------
+    frames : array (n, rows, columns) or (rows, columns)
+        Grey levels.
+    plane : FocalPlane, optional
+        Optics and sensor that made the frames; by default the paper's.
+    tier : {"fast", "standard", "accurate"}
+        How much work to do.
+    prior : Prior, optional
+        What is known of the scenes; by default CSIST-100K's rules.
+    seed : int
+        Of the sampler.
+    threads : int, optional
+        Frames treated at the same time; by default the number of processors.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Targets
+        Brightest first, with ``sigma``, posterior standard deviations of x and y [px], and ``score``, the probability of a hit averaged over
+        CSO-mAP's five thresholds; its claims are set right by a curve measured on validation frames. One detection for each estimated target; a frame
+        without light has none.
+
+    Raises
+    ------
+    ValueError
+        For frames that the plane cannot have made (wrong shape, nan, negative or above full scale), an unknown tier, or rules that contradict each other.
+    ImportError
+        Without numba.
+
+    >>> plane = FocalPlane()
+    >>> frame = plane.render(Targets([[[5.1, 4.8]]], [[240.0]], [1]))
+    >>> unmix_offgrid(frame, plane, tier="fast", threads=1).xy.round(2).tolist()  # doctest: +SKIP
+    [[[5.1, 4.8]]]
+    """
+    plane, prior = plane or FocalPlane(), prior or Prior()
+    if tier not in TIERS:
+        raise ValueError(f"unmix_offgrid: tier must be one of {', '.join(TIERS)}; got {tier!r}")
+    _check_whole("unmix_offgrid", seed=(seed, 0), threads=(1 if threads is None else threads, 1))
+    frames = _check_levels(frames, plane, "unmix_offgrid")
+    problem = _Problem(plane, prior, _load_kernels())
+    clusters = _Clusters(frames, plane, prior, problem.side)
+    seeds = clusters.hashes() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    answers = _Answers(len(clusters.frame))
+    _in_threads(problem.solver(tier), [*clusters.evidence(), problem.bright(clusters), seeds, *answers.arrays], threads, progress)
+    if CALIBRATION[tier]:
+        answers.score[:] = calibrated(answers.score, CALIBRATION[tier])
+    return _as_targets(answers, clusters, len(frames))
+
+
+def polish(
+    targets: Targets, frames, plane: FocalPlane | None = None, *, prior: Prior | None = None, iterations: int = 12, threads: int | None = None
+) -> Targets:
+    r"""Improve given answers by least squares with the imaging model, their number kept (book chapter "Off the grid"; not in the paper).
+
+    .. math:: \hat\theta = \arg\min_\theta \sum_{ij} \frac{(m_{ij}(\theta) - z_{ij})^2}{s^2} + \text{prior}, \qquad
+        \Sigma = (J^\top J)^{-1}, \qquad \text{score} = \frac15 \sum_t \big(1 - e^{-t^2 / (\Sigma_{xx} + \Sigma_{yy})}\big)
+
+    by a few Levenberg-Marquardt steps from every answer, thousands of frames a second. It finds the minimum next to where it starts, which need not be
+    the best one; errors and scores are those of the Gaussian at that minimum, so they know nothing of other minima. A frame that the answer does not
+    explain gets larger errors and lower scores.
+
+    Parameters
+    ----------
+    targets : Targets
+        Answers to start from, at most 8 targets a cluster; moved into the prior's region first.
+    frames : array (n, rows, columns) or (rows, columns)
+        Grey levels.
+    plane : FocalPlane, optional
+        Optics and sensor that made the frames; by default the paper's.
+    prior : Prior, optional
+        What is known of the scenes, besides ``counts``, which the answers decide; by default CSIST-100K's rules.
+    iterations : int
+        Levenberg-Marquardt steps at most; 0 only adds errors and scores.
+    threads : int, optional
+        Frames treated at the same time; by default the number of processors.
+
+    Returns
+    -------
+    Targets
+        In the order given, with ``sigma`` [px] and ``score``. A target on a dark frame stays where it is, with score 0.
+
+    Raises
+    ------
+    ValueError
+        For frames that the plane cannot have made, or targets of another number of frames.
+    ImportError
+        Without numba.
+
+    >>> plane = FocalPlane()
+    >>> frame = plane.render(Targets([[[5.1, 4.8]]], [[240.0]], [1]))
+    >>> polish(Targets([[[5.3, 5.0]]], [[230.0]], [1]), frame, plane).xy.round(2).tolist()  # doctest: +SKIP
+    [[[5.1, 4.8]]]
+    """
+    plane, prior = plane or FocalPlane(), prior or Prior()
+    _check_whole("polish", iterations=(iterations, 0), threads=(1 if threads is None else threads, 1))
+    frames = _check_levels(frames, plane, "polish")
+    if len(targets) != len(frames):
+        raise ValueError(f"polish: targets are of {len(targets)} frames, but {len(frames)} frames are given; give one entry per frame (count 0 if empty)")
+    problem = _Problem(plane, prior, _load_kernels())
+    clusters = _Clusters(frames, plane, prior, problem.side)
+    frame, slot = np.nonzero(targets.mask)
+    cluster = clusters.nearest(frame, targets.xy[frame, slot])
+    frame, slot, cluster = (part[cluster >= 0] for part in (frame, slot, cluster))
+    place = _rank_within(cluster)
+    if place.max(initial=0) >= MAX_TARGETS:
+        worst = int(frame[np.argmax(place)])
+        raise ValueError(f"polish: frame {worst} has more than {MAX_TARGETS} targets at one cluster; drop the faintest, for example by a higher threshold")
+    answers = _Answers(len(clusters.frame))
+    answers.count[:] = np.bincount(cluster, minlength=len(answers.count))
+    answers.theta[cluster, place, :2] = targets.xy[frame, slot] - clusters.cell[cluster]
+    answers.theta[cluster, place, 2] = targets.intensity[frame, slot]
+    _in_threads(problem.polisher(iterations), [*clusters.evidence(), problem.bright(clusters), *answers.arrays], threads, progress=False)
+    result = replace(targets, sigma=np.full(targets.xy.shape, UNKNOWN), score=np.zeros(targets.intensity.shape))
+    result.xy[frame, slot] = answers.theta[cluster, place, :2] + clusters.cell[cluster]
+    result.intensity[frame, slot] = answers.theta[cluster, place, 2]
+    result.sigma[frame, slot], result.score[frame, slot] = answers.deviation[cluster, place], answers.score[cluster, place]
+    return result
+
+
+def calibrated(score, curve) -> np.ndarray:
+    """Map claimed hit probabilities to real ones along a rising curve of knots, linearly between logits; keeps their order.
+
+    Chains too short for their posterior claim too much, by an amount that only depends on the tier. Its curve is measured on validation frames.
+
+    >>> calibrated([0.9, 0.99], ((0.5, 0.9), (0.4, 0.8))).round(2).tolist()
+    [0.8, 0.98]
+    """
+    claimed, real = (_logit(np.array([LEAST, *part, 1 - LEAST])) for part in curve)
+    return 1 / (1 + np.exp(-np.interp(_logit(score), claimed, real)))
+
+
+def fit_calibration(score, hit, knots: int = 8) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Knots of :func:`calibrated`'s curve from claimed probabilities (m,) and whether they were hits (m,), 0 .. 1: means of groups in order of claim.
+
+    >>> fit_calibration([0.5] * 10 + [0.9] * 10, [0.3] * 10 + [0.8] * 10, knots=2)  # 6 of the doubtful, then all others
+    ((0.5, 0.78571), (0.3, 0.65714))
+    """
+    order = np.argsort(score, kind="stable")
+    # Groups of equal claimed misses rather than of equal size: the surest answers are many and tell little.
+    misses = np.cumsum(1.02 - np.asarray(score, dtype=np.float64)[order])
+    groups = np.minimum((misses / misses[-1] * knots).astype(np.int64), knots - 1)
+    weight = np.maximum(np.bincount(groups, minlength=knots), 1)
+    means = (np.bincount(groups, np.asarray(values, dtype=np.float64)[order], knots) / weight for values in (score, hit))
+    claimed, real = (np.maximum.accumulate(np.clip(mean, 10 * LEAST, 1 - 10 * LEAST)) for mean in means)
+    rising = np.flatnonzero(np.diff(claimed, prepend=0) * np.diff(real, prepend=0) > 0)
+    return tuple(claimed[rising].round(5).tolist()), tuple(real[rising].round(5).tolist())
+
+
+def _logit(probability):
+    probability = np.clip(probability, LEAST, 1 - LEAST)
+    return np.log(probability / (1 - probability))
+
+
+def _load_kernels():
+    """The compiled module, or how to install what it needs."""
+    try:
+        from csist.solvers import _offgrid_kernels
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        raise ImportError("method 'off-grid' needs numba, which is not installed: pip install csist[offgrid]") from error
+    return _offgrid_kernels
+
+
+def _check_levels(frames, plane: FocalPlane, caller: str) -> np.ndarray:
+    """Frames as float64 that this plane can have made."""
+    frames = check_frames(frames, plane.shape).astype(np.float64)
+    may_be_negative = plane.bits is None and plane.read_noise > 0
+    negative = "holds a negative grey level, which this focal plane never reports; clip at 0, or pass the FocalPlane that made the frames"
+    too_bright = f"exceeds the sensor's full scale {plane.full_scale:g}; pass the FocalPlane (bits, clip) that made the frames"
+    for wrong, what in (((frames < 0).any((1, 2)) & (not may_be_negative), negative), ((frames > plane.full_scale).any((1, 2)), too_bright)):
+        if wrong.any():
+            raise ValueError(f"{caller}: frame {int(np.argmax(wrong))} {what} ({int(wrong.sum())} such frames)")
+    return frames
+
+
+def _check_whole(caller: str, **options) -> None:
+    """Options that must be whole numbers, each given as (value, least)."""
+    for name, (value, least) in options.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{caller}: {name} must be a whole number >= {least}; got {value!r}")
+
+
+def _in_threads(work, arrays: list, threads: int | None, progress: bool) -> None:
+    """Call ``work`` on blocks of the arrays' rows, several at a time."""
+    blocks, bar = [slice(first, first + BLOCK) for first in range(0, len(arrays[0]), BLOCK)], None
+    if progress:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=len(blocks), unit_scale=BLOCK, unit="frame", disable=None)
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for _ in pool.map(lambda block: work(*(part[block] for part in arrays)), blocks):
+            if bar is not None:
+                bar.update()
+
+
+def _rank_within(group: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... for the first, second, third member of each group (m,).
+
+    >>> _rank_within(np.array([3, 0, 3, 3])).tolist()
+    [0, 0, 1, 2]
+    """
+    order = np.argsort(group, kind="stable")
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    return rank
+
+
+class _Answers:
+    """What the kernels fill, cluster by cluster; positions are relative to the cluster's pixel."""
+
+    def __init__(self, n: int):
+        self.count, self.theta = np.zeros(n, dtype=np.int64), np.zeros((n, MAX_TARGETS, 3))
+        self.deviation, self.score = np.zeros((n, MAX_TARGETS, 2)), np.zeros((n, MAX_TARGETS))
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        return [self.count, self.theta.reshape(len(self.count), 3 * MAX_TARGETS), self.deviation, self.score]
+
+
+def _as_targets(answers: _Answers, clusters: _Clusters, n: int) -> Targets:
+    """All clusters' targets gathered by frame, brightest first."""
+    cluster, place = np.nonzero(np.arange(MAX_TARGETS) < answers.count[:, None])
+    order = np.lexsort((-answers.theta[cluster, place, 2], clusters.frame[cluster]))
+    cluster, place = cluster[order], place[order]
+    frame, slot = clusters.frame[cluster], _rank_within(clusters.frame[cluster])
+    count = np.bincount(frame, minlength=n)
+    xy, intensity, sigma, score = (np.full((n, max(1, count.max(initial=0)), *tail), np.nan) for tail in ((2,), (), (2,), ()))
+    xy[frame, slot] = answers.theta[cluster, place, :2] + clusters.cell[cluster]
+    intensity[frame, slot] = answers.theta[cluster, place, 2]
+    sigma[frame, slot], score[frame, slot] = answers.deviation[cluster, place], answers.score[cluster, place]
+    return Targets(xy, intensity, count, sigma, score)
+
+
+# What the kernels need ---------------------------------------------------------------------------------------------------------------------
+
+
+def window_side(plane: FocalPlane, prior: Prior) -> int:
+    """Side of the window that holds all the light [px]: 4 sigma beyond the cluster's pixel, where 250 grey levels leave 0.01; or the whole frame."""
+    side = 2 * max(1, min(math.ceil(4 * plane.sigma), max(plane.shape) - 1)) + 1 if prior.cluster else max(plane.shape) // 2 * 2 + 1
+    if side > LARGEST_WINDOW:
+        cause = f"sigma = {plane.sigma:g} px" if prior.cluster else f"cluster=False on a frame of {plane.shape[0]} x {plane.shape[1]} px"
+        raise ValueError(f"unmix_offgrid: {cause} needs a window of {side} px, and the largest is {LARGEST_WINDOW} px; use a narrower PSF or cut the frame")
+    return side
+
+
+def profile_table(sigma: float, side: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes u (m,) [px], and at each node the share of light in each of ``side`` pixels about 0 and its derivative [1/px], (m, side).
+
+    >>> position, value, slope = profile_table(0.5, 5, -0.5, 0.5)
+    >>> value[np.argmin(abs(position))].round(4).tolist()
+    [0.0013, 0.1573, 0.6827, 0.1573, 0.0013]
+    """
+    nodes = math.ceil((high - low) / sigma * NODES_PER_SIGMA) + 1
+    position = np.linspace(low, high, nodes)
+    return position, pixel_profile(position + side // 2, side, sigma), pixel_profile_derivative(position + side // 2, side, sigma)
+
+
+@lru_cache(maxsize=16)
+def valid_configurations(number: int, min_distance: float, size: int = POOL) -> np.ndarray:
+    """Random positions (size, number, 2) about a pixel's centre that keep their distance [px]."""
+    return random_targets(size, np.random.default_rng(number), count=(number, number), min_distance=min_distance, shape=(1, 1)).xy
+
+
+@lru_cache(maxsize=16)
+def log_valid_share(number: int, min_distance: float) -> float:
+    """Log of the share of all sets of positions in a unit square that keep their distance; minus infinity if hardly any can be found.
+
+    Targets are placed one after the other, each uniformly where there is room; the share is the mean of the products of the areas left free
+    (Rosenbluth's estimate), here on a lattice of 48 x 48 points.
+
+    >>> round(math.exp(log_valid_share(2, 0.494)), 2)
+    0.53
+    """
+    rng, axis = np.random.default_rng(number), (np.arange(48) + 0.5) / 48
+    points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    share, free = np.ones(1_000), np.ones((1_000, len(points)), dtype=bool)
+    for _ in range(number):
+        share *= free.mean(axis=1)
+        placed = points[np.argmax(free * rng.random(free.shape, dtype=np.float32), axis=1)]
+        free &= ((points - placed[:, None]) ** 2).sum(-1) >= min_distance**2
+    return math.log(share.mean()) if (share > 0).mean() >= 0.01 else -math.inf
+
+
+class _Problem:
+    """Tables and settings common to all clusters, in the form that the kernels take."""
+
+    def __init__(self, plane: FocalPlane, prior: Prior, kernels):
+        self.kernels, self.prior, self.side = kernels, prior, window_side(plane, prior)
+        half = np.array([[-0.5, 0.5]] * 2) if prior.cluster else np.array([[-0.5, size - 0.5] for size in plane.shape]) - self.side // 2
+        self.area = float(np.prod(half[:, 1] - half[:, 0]))
+        self.region = kernels.Region(*half.ravel().tolist(), prior.intensity[0] if prior.intensity else 0.0, 0.0, prior.min_distance or 0.0)
+        self.optics = _optics(kernels, plane.sigma, self.side, float(half.min()), float(half.max()))
+        self.exact = plane.bits is not None and plane.read_noise == 0
+        self.noise = math.hypot(plane.read_noise, ROUNDING_WIDTH if plane.bits is not None else UNROUNDED_WIDTH)
+
+    def bright(self, clusters: _Clusters) -> np.ndarray:
+        """Upper end of the range of intensities, for each cluster (m,)."""
+        return np.full(len(clusters.light), self.prior.intensity[1]) if self.prior.intensity else 2 * np.maximum(clusters.light, 1.0)
+
+    def solver(self, tier: str):
+        """The kernel that fills answers, ready for the clusters' arrays."""
+        effort = self.kernels.Effort(**TIERS[tier])
+        fewest, most = self.prior.counts or (1, MAX_TARGETS)
+        starts, pools, log_prior, most = _configurations(self.prior, effort, fewest, most, self.area)
+        thresholds = np.array(DISTANCE_THRESHOLDS)
+        plan = self.kernels.Plan(effort, starts, pools, not self.prior.cluster, fewest, most, self.noise, log_prior, thresholds)
+        return partial(self.kernels.solve_frames, self.optics, self.region, plan, 1 / self.noise, self.exact)
+
+    def polisher(self, iterations: int):
+        """The kernel that polishes answers, ready for the clusters' arrays."""
+        return partial(self.kernels.polish_frames, self.optics, self.region, iterations, np.array(DISTANCE_THRESHOLDS), 1 / self.noise)
+
+
+@lru_cache(maxsize=8)
+def _optics(kernels, sigma: float, side: int, low: float, high: float):
+    """The kernels' profile tables, columns padded with zeros to fill vector registers."""
+    lanes = -(-side // 8) * 8
+    position, value, slope = profile_table(sigma, side, low - MARGIN, high + MARGIN)
+    value, slope = (np.ascontiguousarray(np.pad(table, ((0, 0), (0, lanes - side)))) for table in (value, slope))
+    per_px = (len(position) - 1) / (position[-1] - position[0])
+    return kernels.Optics(value, slope, value.astype(np.float32), float(position[0]), float(per_px), (0,) * side, (0,) * lanes)
+
+
+def _configurations(prior: Prior, effort, fewest: int, most: int, area: float):
+    """Starts, pools and log prior densities of every number of targets, and the largest number that the rules allow."""
+    log_prior = np.array([math.lgamma(number + 1) - number * math.log(area) for number in range(MAX_TARGETS + 1)])
+    size = 2048 if effort.particles else POOL
+    starts, pools = np.zeros((MAX_TARGETS + 1, effort.starts, 3 * MAX_TARGETS)), np.zeros((MAX_TARGETS + 1, size, MAX_TARGETS, 2))
+    if not prior.cluster:
+        return starts, pools[:, :1], log_prior, most
+    middle = sum(prior.intensity) / 2 if prior.intensity else 0.0
+    distance = prior.min_distance or 0.0
+    for number in range(1, most + 1):
+        log_share = log_valid_share(number, distance)
+        if log_share == -math.inf and prior.counts is None:
+            return starts, pools, log_prior, number - 1
+        if log_share == -math.inf:
+            raise ValueError(
+                f"Prior: counts and min_distance contradict each other: there is hardly room for {number} targets {distance:g} px apart in one pixel; "
+                "lower one of them, or set cluster=False"
+            )
+        offsets = valid_configurations(number, distance, size)
+        pools[number, :, :number] = offsets
+        starts[number].reshape(-1, MAX_TARGETS, 3)[:, :number, :2] = offsets[: effort.starts]
+        starts[number].reshape(-1, MAX_TARGETS, 3)[:, :number, 2] = middle
+        log_prior[number] -= log_share
+    return starts, pools, log_prior, most
+
+
+class _Clusters:
+    """The pixels about every cluster, frame by frame, padded to the kernels' width; zero weight beyond the frame and where two clusters' windows overlap."""
+
+    def __init__(self, frames: np.ndarray, plane: FocalPlane, prior: Prior, side: int):
+        reach, lanes = side // 2, -(-side // 8) * 8
+        self.plane = plane
+        if prior.cluster:
+            least = _least_light(frames, plane, prior)
+            self.frame, self.cell = find_clusters(frames, side, _darkness(plane), least)
+        else:
+            self.frame = np.flatnonzero(frames.sum((1, 2)) > (FAINT * prior.intensity[0] if prior.intensity else 0))
+            self.cell = np.full((len(self.frame), 2), reach)
+        rows, columns = (self.cell[:, axis, None] + side - reach + np.arange(side) for axis in (0, 1))
+        window = self.frame[:, None, None], rows[:, :, None], columns[:, None, :]
+        padding = ((0, 0), (side, side), (side, side))
+        claims = np.zeros((len(frames), plane.shape[0] + 2 * side, plane.shape[1] + 2 * side), dtype=np.uint8)
+        np.add.at(claims, window, 1)
+        measured = np.pad(np.ones((1, *plane.shape)), padding)[0]
+        self.level, self.weight = np.zeros((2, len(self.frame), side, lanes))
+        self.weight[..., :side] = measured[window[1:]] * (claims[window] == 1)
+        self.level[..., :side] = np.pad(frames, padding)[window]
+        self.level *= self.weight
+        self.light = self.level.sum((1, 2))
+
+    def hashes(self) -> np.ndarray:
+        """A number for each cluster (m,) that its random stream is made of: the same for the same window."""
+        keys = (level.tobytes() + weight.tobytes() for level, weight in zip(self.level, self.weight))
+        return np.array([zlib.crc32(key) for key in keys], dtype=np.uint64)
+
+    def nearest(self, frame: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        """Index of the frame's cluster next to each position, (m,); -1 on a frame without clusters."""
+        slot = _rank_within(self.frame)
+        table = np.full((frame.max(initial=0) + 1, slot.max(initial=0) + 1, 2), np.inf)
+        index = np.full(table.shape[:2], -1)
+        asked = self.frame < len(table)
+        table[self.frame[asked], slot[asked]], index[self.frame[asked], slot[asked]] = self.cell[asked], np.flatnonzero(asked)
+        return index[frame, ((table[frame] - xy[:, None]) ** 2).sum(-1).argmin(1)]
+
+    def evidence(self) -> tuple[np.ndarray, ...]:
+        """Levels, weights, clipped pixels, and the intervals of expectation that round to the levels."""
+        free, measured = 1e9, self.weight > 0
+        clipped = measured & (self.level >= self.plane.full_scale)
+        low = np.where(measured & (self.level > 0), self.level - 0.5, -free).astype(np.float32)
+        high = np.where(measured & ~clipped, self.level + 0.5, free).astype(np.float32)
+        return self.level, self.weight, clipped.astype(np.float64), low, high
+
+
+def _darkness(plane: FocalPlane) -> float:
+    """Level up to which a pixel counts as dark."""
+    return 3 * plane.read_noise
+
+
+def _least_light(frames: np.ndarray, plane: FocalPlane, prior: Prior) -> np.ndarray:
+    """Light that a block of 3 x 3 pixels must exceed to begin a cluster (n,)."""
+    brightest = brightest_block(frames, _darkness(plane))
+    dimmest = prior.intensity[0] if prior.intensity else brightest
+    return np.maximum(FAINT * dimmest, np.maximum(STRAY * brightest, SIGNIFICANT * plane.read_noise))
