@@ -27,7 +27,7 @@ book/results/%.ipynb: reproduce/%.ipynb $(SOURCES) | $(READY)
 	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
 	@mv $@.part.ipynb $@
 
-PAGES := table1 table2_ablation table3_grid_ratio figure7_hyperparameters figure5_gallery sr_plus_detector leaderboard
+PAGES := table1 table2_ablation table3_grid_ratio figure7_hyperparameters figure5_gallery sr_plus_detector leaderboard beyond
 
 table1: book/results/table1.ipynb   ## re-evaluate the committed weights and write Table 1 (minutes)
 

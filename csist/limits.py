@@ -1,4 +1,4 @@
-r"""How well a scene can be measured at all: Fisher information and Cramer-Rao bounds (book chapter "The limits").
+r"""How well a scene can be measured at all: Fisher information and Cramer-Rao bounds (book chapter "How close is too close").
 
 Pixel q of a frame reads :math:`z_q = m_q(\theta) + n_q`. The expectation m is :meth:`csist.imaging.FocalPlane.expected`, the noise n is Gaussian with
 variance :math:`\tau^2 = \sigma_\text{read}^2 + \tfrac1{12}`, the second term being that of rounding to whole grey levels, and the parameters

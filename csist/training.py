@@ -6,7 +6,7 @@ A run is data (:class:`Run`): method, ratio, seed and phases. Each phase shows t
   and cost a fifth of a frame; the network's border padding then coincides with the frame's border exactly where the cluster is near it.
 - ``frames``: the whole 11 x 11 frame, as the paper trains.
 
-Derived in the book's chapter "DISTA-Net", section "Training it".
+Derived in the book's chapter "Training it".
 """
 from __future__ import annotations
 

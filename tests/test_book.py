@@ -14,6 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from test_widgets import PATIENCE, assert_same_frame, browser, need, state  # noqa: F401
 
+from csist.metrics import cso_map_from_lists
+
 BOOK = Path(__file__).parents[1] / "book"
 HTML = Path(os.environ.get("CSIST_BOOK_HTML") or BOOK / "_build" / "html")
 PAGES = sorted(p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts) if HTML.is_dir() else []
@@ -77,8 +79,8 @@ def test_text_is_finished(path):
         assert leftover not in text, leftover
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if '<div class="csist-widget">' in (HTML / p).read_text(encoding="utf8")])
-def test_explorer_follows_the_keys(pages, path):
+@pytest.mark.parametrize("path", [p for p in PAGES if "psfx-handle" in (HTML / p).read_text(encoding="utf8")])
+def test_psf_explorer_follows_the_keys(pages, path):
     with Visit(pages, path) as visit:
         page = visit.page
         page.wait_for_selector(".psfx-handle")
@@ -90,6 +92,23 @@ def test_explorer_follows_the_keys(pages, path):
         np.testing.assert_allclose(np.subtract(after["targets"][0], before["targets"][0]), [0.04, 0.10, 0], atol=1e-9)
         assert_same_frame(before)
         assert_same_frame(after)
+        assert visit.errors == []
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if "metx-handle" in (HTML / p).read_text(encoding="utf8")])
+def test_metric_explorer_follows_the_keys(pages, path):
+    with Visit(pages, path) as visit:
+        page = visit.page
+        page.wait_for_selector(".metx-handle")
+        read = lambda: page.locator(".metx").first.evaluate("e => e.csist")
+        before = read()
+        page.locator(".metx-detection").first.focus()
+        for key in ["ArrowDown", "ArrowRight", "Shift+ArrowUp"]:
+            page.keyboard.press(key)
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        after = read()
+        np.testing.assert_allclose(np.subtract(after["detections"][0], before["detections"][0]), [0.015, 0.02, 0], atol=1e-9)
+        assert after["map"] == pytest.approx(cso_map_from_lists([after["detections"]], [after["targets"]]).map, abs=1e-9)
         assert visit.errors == []
 
 

@@ -6,13 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
-from scipy.special import erf
+from scipy.special import erf, erfcx
 
 pytest.importorskip("anywidget")
 import traitlets
 
 from csist.imaging import FocalPlane
-from csist.scenes import Targets
+from csist.limits import crlb, error_ellipse, position_covariance
+from csist.scenes import Targets, random_targets
 from csist.widgets import PsfExplorer, static_html
 from csist.widgets.widgets import HERE
 
@@ -88,6 +89,20 @@ def test_frame_is_that_of_the_package():
     assert np.unravel_index(explorer.frame.argmax(), (11, 11)) == (4, 7)  # x is the row
 
 
+def test_bounds_are_those_of_the_package():
+    explorer = PsfExplorer(targets=[[5.0, 4.7, 240.0], [5.0, 5.3, 240.0]])
+    np.testing.assert_array_equal(explorer.bounds, crlb(explorer.scene, FocalPlane())[0])
+    explorer.bits = None
+    with pytest.raises(ValueError, match="no noise"):
+        _ = explorer.bounds
+
+
+def test_picture_draws_ellipses_on_demand():
+    assert PsfExplorer(ellipses=True).png() != PsfExplorer().png()
+    assert PsfExplorer(ellipses=True, bits=None).png() == PsfExplorer(bits=None).png()  # no noise, no bound
+    PsfExplorer(targets=[[5.0, 5.0, 240.0]] * 2, ellipses=True).png()  # nothing can be known: nothing is drawn, nothing fails
+
+
 @pytest.mark.parametrize(
     "wrong", [{"targets": []}, {"targets": [[5, 5, 240]] * 6}, {"targets": [[5, 5]]}, {"targets": [[5, float("nan"), 1]]}, {"sigma": 5.0}, {"bits": 0}]
 )
@@ -152,6 +167,70 @@ def test_frames_equal_the_package(module_page):
     frames = module_page.evaluate("cases => cases.map(c => [...m.digitise(m.expected(c.targets, c.sigma, c.size), c.bits, c.clip)])", cases)
     for case, frame in zip(cases, frames):
         assert_same_frame({**case, "frame": frame})
+
+
+def test_erfcx_equals_scipy(module_page):
+    x = np.concatenate([np.linspace(-26, 40, 2001), [2.0, np.nextafter(2.0, 0), 0.0]])
+    np.testing.assert_allclose(np.array(module_page.evaluate("x => x.map(m.erfcx)", x.tolist()), dtype=float), erfcx(x), rtol=1e-12)
+
+
+def test_share_of_information_equals_the_package(module_page):
+    from csist.limits import _one_sided_share
+
+    margin = np.concatenate([np.linspace(-50, 50, 2001), [-1e9, 1e9]])
+    shares = module_page.evaluate("x => x.map(m.shareOfInformation)", margin.tolist())
+    np.testing.assert_allclose(shares, _one_sided_share(margin), rtol=0, atol=1e-13)
+
+
+def python_bounds(s):
+    """Deviations of x, y, intensity and the ellipse of each target, (K, 6), from the package."""
+    rows = np.array(s["targets"])
+    scene, plane = Targets(rows[None, :, :2], rows[None, :, 2], [len(rows)]), FocalPlane((s["size"], s["size"]), s["sigma"], s["bits"], s["clip"])
+    return np.column_stack([crlb(scene, plane)[0], *(part[0] for part in error_ellipse(position_covariance(scene, plane)))])
+
+
+BOUND_NAMES = ("x", "y", "intensity", "major", "minor", "angle")
+
+
+def browser_bounds(bounds):
+    return np.array([[b[name] for name in BOUND_NAMES] for b in bounds], dtype=float)
+
+
+def bound_cases():
+    """Clusters of CSIST-100K, rounded to 8 or 12 bits, clipped or not; and the rungs of the ladder, wide PSFs, targets far apart."""
+    scenes = random_targets(60, np.random.default_rng(5))
+    for (bits, clip), start in zip([(8, True), (8, False), (12, True)], (0, 20, 40)):
+        for i in range(start, start + 20):
+            rows = np.column_stack([scenes.xy[i], scenes.intensity[i]])[: scenes.count[i]]
+            yield {"targets": rows.tolist(), "sigma": 0.5, "size": 11, "bits": bits, "clip": clip}
+    for d in (0.05, 0.1, 0.3, 0.494, 1.0, 3.0):
+        yield {"targets": [[5.0, 5 - d / 2, 240.0], [5.1, 5 + d / 2, 230.0]], "sigma": 0.5, "size": 11, "bits": 8, "clip": True}
+        yield {"targets": [[2.0, 1.0, 600.0], [2.2 + d, 7.0, 300.0], [9.9, 0.1, 20.0]], "sigma": 0.5 + d / 4, "size": 11, "bits": 8, "clip": True}
+
+
+def test_bounds_equal_the_package(module_page):
+    """To a millionth, wherever float64 leaves that many digits: the information matrix's condition takes the rest."""
+    cases = list(bound_cases())
+    call = "cases => cases.map(c => m.errorBounds(c.targets, c.sigma, c.size, c.bits, c.clip))"
+    compared = 0
+    for case, found in zip(cases, module_page.evaluate(call, cases)):
+        wanted = python_bounds(case)
+        if np.isfinite(wanted).all() and wanted[:, 3].max() < 30:
+            found = browser_bounds(found)
+            np.testing.assert_allclose(found[:, :5], wanted[:, :5], rtol=1e-6)
+            turned = np.sin(found[:, 5] - wanted[:, 5]) * (1 - wanted[:, 4] / wanted[:, 3])  # a circle has no direction
+            np.testing.assert_allclose(turned, 0, atol=1e-6)
+            compared += 1
+    assert compared > 0.8 * len(cases)
+
+
+def test_bounds_of_the_hopeless_are_infinite(module_page):
+    twins = [[5.0, 5.0, 240.0], [5.0, 5.0, 240.0], [2.0, 9.0, 240.0]]
+    found = module_page.evaluate("t => m.errorBounds(t, 0.5, 11, 8, true)", twins)
+    wanted = python_bounds({"targets": twins, "sigma": 0.5, "size": 11, "bits": 8, "clip": True})
+    assert np.isinf([b["x"] for b in found]).tolist() == np.isinf(wanted[:, 0]).tolist() == [True, True, False]
+    assert found[2]["x"] == pytest.approx(wanted[2, 0], rel=1e-6)
+    assert module_page.evaluate("t => m.errorBounds(t, 0.5, 11, null, true)", twins) is None
 
 
 def test_half_way_cases_round_to_even(module_page):
@@ -226,6 +305,32 @@ def test_controls(browser, tmp_path):
     page.close()
 
 
+def test_ellipses_follow_the_targets(browser, tmp_path):
+    page = open_page(browser, tmp_path, PsfExplorer(targets=[[4.9, 5.05, 240.0], [5.05, 4.9, 235.0]]))
+    assert state(page)["bounds"] is None and page.locator(".psfx-ellipse").count() == 0
+    page.get_by_label("Error ellipses").focus()
+    page.keyboard.press("Space")
+    page.locator(".psfx-handle").first.focus()
+    for key in ["ArrowRight", "ArrowDown"]:
+        page.keyboard.press(key)
+    now = state(page)
+    wanted = python_bounds(now)
+    np.testing.assert_allclose(browser_bounds(now["bounds"])[:, :5], wanted[:, :5], rtol=1e-6)
+    cells = [float(text) for text in page.locator(".psfx-bounds td").all_inner_texts()]
+    np.testing.assert_allclose(np.reshape(cells, (-1, 3)), wanted[:, :3], rtol=5.1e-3)  # three digits
+    # On the screen: the box around each ellipse is 2 sigma_y wide and 2 sigma_x high, in magnified pixels.
+    pixel = page.locator(".psfx-zoom").bounding_box()["width"] * 96 / 312
+    shapes = page.locator(".psfx-ellipse").evaluate_all(
+        "all => all.map(e => { const m = e.getCTM(), r = [e.rx.baseVal.value, e.ry.baseVal.value];"
+        " return [Math.hypot(m.b * r[0], m.d * r[1]), Math.hypot(m.a * r[0], m.c * r[1])]; })"
+    )
+    np.testing.assert_allclose(np.array(shapes) / pixel, wanted[:, :2], rtol=0.02)
+    page.get_by_label("Rounding").select_option("none")
+    assert state(page)["bounds"] is None and "no noise" in page.locator(".psfx-bounds").inner_text()
+    assert page.errors == []
+    page.close()
+
+
 def test_everything_has_a_name(browser, tmp_path):
     page = open_page(browser, tmp_path, PsfExplorer())
     assert page.evaluate("() => [...document.querySelectorAll('.psfx input, .psfx select')].filter(e => !e.labels.length).length") == 0
@@ -239,7 +344,7 @@ def test_everything_has_a_name(browser, tmp_path):
 @pytest.mark.parametrize("width", [380, 1280])
 @pytest.mark.parametrize("style", ["", ":root { color-scheme: dark } body { background: #121212; color: #ced6dd }"])
 def test_fits_the_page(browser, tmp_path, width, style):
-    page = open_page(browser, tmp_path, PsfExplorer(values=True), style=style, viewport={"width": width, "height": 900})
+    page = open_page(browser, tmp_path, PsfExplorer(values=True, ellipses=True), style=style, viewport={"width": width, "height": 900})
     page.get_by_text("All grey levels as a table").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()

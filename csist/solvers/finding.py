@@ -1,4 +1,4 @@
-"""Finding clusters: which pixels of a frame of any size hold closely spaced targets (book chapter "Off the grid")."""
+"""Finding clusters: which pixels of a frame of any size hold closely spaced targets (book chapter "Beyond the grid")."""
 from __future__ import annotations
 
 import math

@@ -1,4 +1,4 @@
-r"""Unmixing without a grid: the posterior of everything a frame can hold (book chapter "Off the grid").
+r"""Unmixing without a grid: the posterior of everything a frame can hold (book chapter "Beyond the grid").
 
 The sensor rounds, so a frame says of every pixel only that the model lies in an interval,
 
@@ -140,7 +140,7 @@ def unmix_offgrid(
     threads: int | None = None,
     progress: bool = False,
 ) -> Targets:
-    """Positions, intensities, errors and hit probabilities from frames and the imaging model alone (book chapter "Off the grid"; not in the paper).
+    """Positions, intensities, errors and hit probabilities from frames and the imaging model alone (book chapter "Beyond the grid"; not in the paper).
 
     A frame may have any size and hold any number of clusters. Every block of 3 x 3 pixels with more than a fifth of the dimmest target's light (of the
     brightest block's, if intensities are unknown) begins one, the brightest first, and takes the light of the window about it; blocks with less than 8
@@ -205,7 +205,7 @@ def unmix_offgrid(
 def polish(
     targets: Targets, frames, plane: FocalPlane | None = None, *, prior: Prior | None = None, iterations: int = 12, threads: int | None = None
 ) -> Targets:
-    r"""Improve given answers by least squares with the imaging model, their number kept (book chapter "Off the grid"; not in the paper).
+    r"""Improve given answers by least squares with the imaging model, their number kept (book chapter "Beyond the grid"; not in the paper).
 
     .. math:: \hat\theta = \arg\min_\theta \sum_{ij} \frac{(m_{ij}(\theta) - z_{ij})^2}{s^2} + \text{prior}, \qquad
         \Sigma = (J^\top J)^{-1}, \qquad \text{score} = \frac15 \sum_t \big(1 - e^{-t^2 / (\Sigma_{xx} + \Sigma_{yy})}\big)

@@ -49,6 +49,112 @@ function digitise(frame, bits, clip) {
   return frame.map((v) => Math.min(ceiling, Math.max(0, rint(v))));
 }
 
+// ---- Cramer-Rao bounds: the same formulas as csist.limits, saturated pixels censored, no prior, noise from rounding alone ----
+
+// Derivative of pixelProfile by u (csist.imaging.pixel_profile_derivative); expm1 leaves nothing to cancel.
+function pixelProfileDerivative(u, size, sigma) {
+  const half = 0.5 / sigma;
+  return Float64Array.from({ length: size }, (_, k) => {
+    const centre = (k - u) / sigma, near = Math.abs(centre) - half;
+    return -Math.sign(centre) * Math.exp(-0.5 * near * near) * Math.expm1(-2 * half * Math.abs(centre)) / (Math.sqrt(2 * Math.PI) * sigma);
+  });
+}
+
+// exp(x^2) (1 - erf(x)); beyond 2 by its continued fraction, where the difference would lose digits.
+function erfcx(x) {
+  if (x < 2) return Math.exp(x * x) * (1 - erf(x));
+  let tail = x;
+  for (let n = 120; n > 0; n--) tail = x + n / 2 / tail;
+  return 1 / (Math.sqrt(Math.PI) * tail);
+}
+
+// What clipping leaves of a pixel's information; margin = (threshold - expected) / noise (csist.limits, "A clipped pixel").
+function shareOfInformation(margin) {
+  const a = Math.min(37, Math.max(-37, margin)), density = Math.exp(-0.5 * a * a) / Math.sqrt(2 * Math.PI);
+  const hazard = Math.sqrt(2 / Math.PI) / erfcx(a / Math.SQRT2), below = density * erfcx(-a / Math.SQRT2) * Math.sqrt(Math.PI / 2);
+  return Math.max(0, (a > 0 ? 1 - density / hazard : below) + density * (hazard - a));
+}
+
+// Fisher information on x, y, intensity of each target, m x m with m = 3K, row-major (csist.limits.fisher_information).
+function fisherInformation(targets, sigma, size, bits, clip) {
+  const m = 3 * targets.length, frame = expected(targets, sigma, size), information = new Float64Array(m * m);
+  const noise = Math.sqrt(1 / 12), top = clip ? 2 ** bits - 1.5 : Infinity;
+  const axes = targets.map(([x, y]) => [pixelProfile, pixelProfileDerivative].flatMap((f) => [f(x, size, sigma), f(y, size, sigma)]));
+  const score = new Float64Array(m);
+  for (let i = 0; i < size; i++)
+    for (let j = 0; j < size; j++) {
+      const scale = Math.sqrt(shareOfInformation((top - frame[i * size + j]) / noise)) / noise;
+      targets.forEach(([, , intensity], k) => {
+        const [rows, columns, slopeX, slopeY] = axes[k];
+        score[3 * k] = scale * intensity * slopeX[i] * columns[j];
+        score[3 * k + 1] = scale * intensity * rows[i] * slopeY[j];
+        score[3 * k + 2] = scale * rows[i] * columns[j];
+      });
+      for (let a = 0; a < m; a++) for (let b = 0; b < m; b++) information[a * m + b] += score[a] * score[b];
+    }
+  return information;
+}
+
+// Eigenvalues and eigenvectors (columns of `vectors`) of a symmetric matrix, by Jacobi's rotations.
+function eigen(matrix, m) {
+  const a = Float64Array.from(matrix), vectors = new Float64Array(m * m);
+  for (let k = 0; k < m; k++) vectors[k * m + k] = 1;
+  const rotate = (v, p, q, c, t) => { const x = v[p], y = v[q]; v[p] = c * x - t * y; v[q] = t * x + c * y; };
+  for (let sweep = 0, turned = true; turned && sweep < 60; sweep++) {
+    turned = false;
+    for (let p = 0; p < m; p++)
+      for (let q = p + 1; q < m; q++) {
+        const off = a[p * m + q];
+        if (Math.abs(off) <= 1e-17 * Math.sqrt(Math.abs(a[p * m + p] * a[q * m + q]))) continue;
+        turned = true;
+        const ratio = (a[q * m + q] - a[p * m + p]) / (2 * off);
+        const tangent = (ratio < 0 ? -1 : 1) / (Math.abs(ratio) + Math.hypot(ratio, 1)), c = 1 / Math.hypot(tangent, 1), t = c * tangent;
+        for (let k = 0; k < m; k++) rotate(a, k * m + p, k * m + q, c, t);
+        for (let k = 0; k < m; k++) rotate(a, p * m + k, q * m + k, c, t);
+        a[p * m + q] = a[q * m + p] = 0;
+        for (let k = 0; k < m; k++) rotate(vectors, k * m + p, k * m + q, c, t);
+      }
+  }
+  return { values: Float64Array.from({ length: m }, (_, k) => a[k * m + k]), vectors };
+}
+
+// Inverse of information; a parameter that it does not determine has an infinite variance (csist.limits.covariance_bound).
+function covarianceBound(information, m) {
+  const UNRESOLVED = 1e-13, NONE = 1e-292;
+  const known = Array.from({ length: m }, (_, k) => information[k * m + k]), informed = known.map((v) => v > NONE);
+  const scale = known.map((v, k) => (informed[k] ? 1 / Math.sqrt(v) : 0));
+  const unit = Float64Array.from({ length: m * m }, (_, n) => {
+    const i = Math.floor(n / m), j = n % m;
+    return informed[i] && informed[j] ? information[n] * scale[i] * scale[j] : +(i === j && !informed[i]);
+  });
+  const { values, vectors } = eigen(unit, m);
+  const least = UNRESOLVED * Math.max(...values);
+  const hidden = (i) => values.reduce((sum, v, k) => sum + (v <= least) * vectors[i * m + k] ** 2, 0);
+  const lost = known.map((_, i) => !informed[i] || hidden(i) > UNRESOLVED);
+  return Float64Array.from({ length: m * m }, (_, n) => {
+    const i = Math.floor(n / m), j = n % m;
+    if (lost[i] || lost[j]) return i === j ? Infinity : NaN;
+    return values.reduce((sum, v, k) => (v <= least ? sum : sum + (vectors[i * m + k] * vectors[j * m + k]) / v), 0) * scale[i] * scale[j];
+  });
+}
+
+// One-sigma error ellipse of each target: { x, y, intensity: smallest deviations; major, minor [px]; angle from x towards y [rad] } (crlb, error_ellipse).
+// Without rounding there is no noise and no bound: null.
+function errorBounds(targets, sigma, size, bits, clip) {
+  if (bits === null || bits === undefined) return null;
+  const m = 3 * targets.length, covariance = covarianceBound(fisherInformation(targets, sigma, size, bits, clip), m);
+  return targets.map((_, k) => {
+    const at = (a, b) => covariance[(3 * k + a) * m + 3 * k + b], xx = at(0, 0), yy = at(1, 1), xy = at(0, 1);
+    const bound = { x: Math.sqrt(xx), y: Math.sqrt(yy), intensity: Math.sqrt(at(2, 2)) };
+    if (!(xx < Infinity && yy < Infinity))
+      return { ...bound, major: Infinity, minor: Math.sqrt(Math.min(xx, yy)), angle: xx < Infinity ? Math.PI / 2 : yy < Infinity ? 0 : NaN };
+    const largest = (xx + yy) / 2 + Math.hypot((xx - yy) / 2, xy), smallest = Math.max(xx * yy - xy * xy, 0) / (largest || 1);
+    return { ...bound, major: Math.sqrt(largest), minor: Math.sqrt(smallest), angle: Math.atan2(2 * xy, xx - yy) / 2 };
+  });
+}
+
+const digits = (v) => (v < 100 ? String(+v.toPrecision(3)) : v < 1e6 ? v.toFixed(0) : v < Infinity ? v.toExponential(1) : "\u221e");
+
 function closestPair(targets) {
   let best = { d: Infinity, a: -1, b: -1 };
   for (let a = 0; a < targets.length; a++)
@@ -97,7 +203,7 @@ function render({ model, el }) {
   const size = model.get("size");
   const CELL = 24, MARGIN = 34, WIDTH = MARGIN + CELL * size + 2;
   const ZOOMED = 3, ZCELL = 96, ZMARGIN = 22, ZWIDTH = ZMARGIN + ZCELL * ZOOMED + 2;
-  const NAMES = ["targets", "sigma", "bits", "clip", "values"];
+  const NAMES = ["targets", "sigma", "bits", "clip", "values", "ellipses"];
   let selected = 0, dragging = false, handles = [];
   const abort = new AbortController();
   const on = (target, event, f) => target.addEventListener(event, f, { signal: abort.signal });
@@ -114,6 +220,7 @@ function render({ model, el }) {
   // ---- elements ----------------------------------------------------------------------------------------------------
   const main = s("svg", { viewBox: `0 0 ${WIDTH} ${WIDTH}`, class: "psfx-main", role: "img" });
   const zoom = s("svg", { viewBox: `0 0 ${ZWIDTH} ${ZWIDTH}`, class: "psfx-zoom", role: "group", "aria-label": "Magnified cluster; its targets can be moved" });
+  const front = s("g", { "aria-hidden": "true", class: "psfx-front" }); // error ellipses, over the handles
   const pixels = [], corners = s("path", { class: "psfx-saturated" });
   for (let i = 0; i < size; i++)
     for (let j = 0; j < size; j++) {
@@ -135,6 +242,7 @@ function render({ model, el }) {
   scale.append(scaleBottom, h("div", { class: "psfx-bar" }), scaleTop);
 
   const readout = h("p", { class: "psfx-readout" });
+  const bounds = h("div", { class: "psfx-bounds" });
   const live = h("p", { class: "psfx-hidden", role: "status", "aria-live": "polite" });
 
   const row = (label, input, value) => {
@@ -152,6 +260,7 @@ function render({ model, el }) {
   const depth = row("Rounding", h("select", {}, h("option", { value: "8" }, "8 bits"), h("option", { value: "12" }, "12 bits"), h("option", { value: "none" }, "none")));
   const clip = row("Clip at full scale", h("input", { type: "checkbox" }));
   const values = row("Write grey levels", h("input", { type: "checkbox" }));
+  const ellipses = row("Error ellipses", h("input", { type: "checkbox" }));
   const random = h("button", { type: "button" }, "Random cluster");
   const reset = h("button", { type: "button" }, "Reset");
   const table = h("table", { class: "psfx-table" });
@@ -159,11 +268,14 @@ function render({ model, el }) {
   const controls = h("fieldset", { class: "psfx-controls" }, h("legend", {}, "Targets, optics, sensor"),
     h("div", { class: "psfx-columns" },
       h("div", {}, number.row, choice.row, xAt.row, yAt.row, flux.row),
-      h("div", {}, width.row, depth.row, clip.row, values.row, h("div", { class: "psfx-row psfx-buttons" }, random, reset))));
+      h("div", {}, width.row, depth.row, clip.row, values.row, ellipses.row, h("div", { class: "psfx-row psfx-buttons" }, random, reset))));
   const root = h("div", { class: "psfx", role: "group", "aria-label": "Point-spread function explorer" },
     h("div", { class: "psfx-views" }, h("div", {}, main, scale), h("div", {}, zoom)),
-    readout, live, controls, details,
-    h("p", { class: "psfx-help" }, "Drag a numbered target, or focus it and use the arrow keys (0.05 px; with Shift 0.01 px). The dashed circle has the radius 1 R; an orange corner marks a saturated pixel."));
+    readout, bounds, live, controls, details,
+    h("p", { class: "psfx-help" }, "Drag a numbered target, or focus it and use the arrow keys (0.05 px; with Shift 0.01 px). "
+      + "The dashed circle has the radius 1 R; an orange corner marks a saturated pixel. "
+      + "Error ellipses are the Cram\u00e9r-Rao bound, one standard deviation long: at best, 39 % of the estimates fall inside if the number of targets is known, "
+      + "and nothing else. Rounding is the only noise; a saturated pixel tells only that it is saturated."));
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab must not read keys pressed here as its own
   el.replaceChildren(root);
   const initial = Object.fromEntries(NAMES.map((name) => [name, name === "targets" ? get() : model.get(name)]));
@@ -182,6 +294,8 @@ function render({ model, el }) {
     const full = bits !== null && clipped ? 2 ** bits - 1 : Infinity;
     const saturated = frame.reduce((n, v) => n + (v >= full), 0);
 
+    const errors = model.get("ellipses") ? errorBounds(targets, sigma, size, bits, clipped) : null;
+
     let path = "";
     frame.forEach((v, k) => {
       pixels[k].setAttribute("fill", grey(v, vmax));
@@ -192,7 +306,8 @@ function render({ model, el }) {
       s("rect", { x: MARGIN + (centre[1] - 1) * CELL, y: MARGIN + (centre[0] - 1) * CELL, width: ZOOMED * CELL, height: ZOOMED * CELL, class: "psfx-window" }));
     scaleTop.textContent = vmax.toFixed(bits === null ? 1 : 0);
 
-    drawZoom(targets, sigma, bits, frame, vmax, full);
+    drawZoom(targets, sigma, bits, frame, vmax, full, errors);
+    showBounds(errors);
     describe(targets, sigma, bits, vmax, saturated);
     number.show(targets.length, targets.length);
     width.show(sigma, `${sigma.toFixed(2)} px`);
@@ -208,11 +323,12 @@ function render({ model, el }) {
     clip.input.checked = clipped;
     clip.input.disabled = bits === null;
     values.input.checked = model.get("values");
+    ellipses.input.checked = model.get("ellipses");
     if (details.open) fillTable(frame, bits);
-    root.csist = { frame: [...frame], targets, sigma, size, bits, clip: clipped, selected }; // read by the tests
+    root.csist = { frame: [...frame], targets, sigma, size, bits, clip: clipped, selected, bounds: errors }; // read by the tests
   }
 
-  function drawZoom(targets, sigma, bits, frame, vmax, full) {
+  function drawZoom(targets, sigma, bits, frame, vmax, full, errors) {
     const focused = handles.findIndex((g) => g.getRootNode().activeElement === g);
     const back = s("g", { "aria-hidden": "true" });
     for (let i = 0; i < ZOOMED; i++)
@@ -236,8 +352,16 @@ function render({ model, el }) {
     for (const kind of ["psfx-under", "psfx-rayleigh"]) back.append(s("circle", { cx: zy(t[1]), cy: zx(t[0]), r: RAYLEIGH_PER_SIGMA * sigma * ZCELL, class: kind }));
     if (handles.length !== targets.length) {
       handles = targets.map((_, k) => makeHandle(k));
-      zoom.replaceChildren(back, ...handles);
+      zoom.replaceChildren(back, ...handles, front);
     } else zoom.replaceChild(back, zoom.firstChild);
+    front.replaceChildren();
+    (errors ?? []).forEach((e, k) => {
+      if (!(e.major < 20)) return; // wider than the frame, or nothing known: no ellipse, the list says so
+      const [x, y] = targets[k], axes = { cx: zy(y), cy: zx(x), rx: Math.max(1, e.minor * ZCELL), ry: Math.max(1, e.major * ZCELL) };
+      // The longer axis lies along x, down the page, before it turns by the angle towards y: to the right, against the clock.
+      const transform = `rotate(${(-180 / Math.PI) * e.angle} ${axes.cx} ${axes.cy})`;
+      for (const kind of ["psfx-ellipse-under", "psfx-ellipse"]) front.append(s("ellipse", { ...axes, transform, class: kind }));
+    });
     handles.forEach((g, k) => {
       const [x, y, intensity] = targets[k];
       g.setAttribute("transform", `translate(${zy(y)} ${zx(x)})`);
@@ -256,6 +380,15 @@ function render({ model, el }) {
     main.setAttribute("aria-label", `Frame of ${size} by ${size} pixels with ${targets.length} target${targets.length > 1 ? "s" : ""}. ${top}`);
     clearTimeout(speak); // a screen reader hears the result, not every step of a drag
     speak = setTimeout(() => { live.textContent = readout.textContent; }, 600);
+  }
+
+  function showBounds(errors) {
+    if (!model.get("ellipses")) return bounds.replaceChildren();
+    if (!errors) return bounds.replaceChildren(h("p", {}, "Without rounding there is no noise, and no error: choose 8 or 12 bits."));
+    const rows = errors.map((e, k) => h("tr", {}, h("th", { scope: "row" }, k + 1), ...[e.x, e.y, e.intensity].map((v) => h("td", {}, digits(v)))));
+    const head = h("tr", {}, ...["target", "x [px]", "y [px]", "intensity"].map((name) => h("th", { scope: "col" }, name)));
+    const caption = h("caption", {}, "Smallest possible error, one standard deviation");
+    bounds.replaceChildren(h("table", { class: "psfx-table" }, caption, h("thead", {}, head), h("tbody", {}, ...rows)));
   }
 
   function fillTable(frame, bits) {
@@ -335,6 +468,7 @@ function render({ model, el }) {
   on(depth.input, "change", () => put("bits", depth.input.value === "none" ? null : +depth.input.value));
   on(clip.input, "change", () => put("clip", clip.input.checked));
   on(values.input, "change", () => put("values", values.input.checked));
+  on(ellipses.input, "change", () => put("ellipses", ellipses.input.checked));
   on(details, "toggle", draw);
   on(random, "click", () => {
     const cluster = randomCluster(get().length, centre, Math.min(0.52 * RAYLEIGH_PER_SIGMA * model.get("sigma"), 0.6));
@@ -359,4 +493,4 @@ function render({ model, el }) {
   };
 }
 
-export default { render, expected, digitise, erf };
+export default { render, expected, digitise, erf, erfcx, shareOfInformation, errorBounds };

@@ -21,6 +21,7 @@ except ImportError as error:  # the core package does not need them
 import numpy as np
 
 from csist.imaging import FocalPlane
+from csist.limits import crlb, error_ellipse, position_covariance
 from csist.scenes import Targets
 
 HERE = Path(__file__).parent
@@ -81,10 +82,14 @@ class PsfExplorer(anywidget.AnyWidget):
         Rows and columns of the frame.
     values : bool
         Write the grey levels into the magnified pixels.
+    ellipses : bool
+        Draw each target's smallest possible error, one standard deviation, and list it (book chapter "How close is too close").
 
     >>> explorer = PsfExplorer(targets=[[5.0, 5.0, 240.0]])
     >>> explorer.frame[5, 4:7].tolist()
     [26, 112, 26]
+    >>> explorer.bounds.round(4).tolist()
+    [[0.0025, 0.0025, 0.5599]]
     """
 
     _esm = HERE / "psf_explorer.js"
@@ -95,6 +100,7 @@ class PsfExplorer(anywidget.AnyWidget):
     clip = traitlets.Bool(True).tag(sync=True)
     size = traitlets.Int(11, min=5, max=25).tag(sync=True)
     values = traitlets.Bool(False).tag(sync=True)
+    ellipses = traitlets.Bool(False).tag(sync=True)
 
     @traitlets.validate("targets")
     def _check_targets(self, proposal):
@@ -129,12 +135,21 @@ class PsfExplorer(anywidget.AnyWidget):
         """The frame (size, size), computed in Python; the page computes the same numbers."""
         return self.plane.render(self.scene)[0]
 
+    @property
+    def bounds(self) -> np.ndarray:
+        """Cramer-Rao bounds' standard deviations of x [px], y [px] and intensity [grey levels] of each target, (K, 3): :func:`csist.limits.crlb`.
+
+        Rounding is the only noise, saturated pixels are censored, nothing is known beforehand. The page computes the same numbers. Without rounding
+        (``bits=None``) there is no noise, and a ValueError says so.
+        """
+        return crlb(self.scene, self.plane)[0]
+
     def __repr__(self) -> str:  # without a memory address: notebook outputs stay the same from run to run
         return f"PsfExplorer({len(self.targets)} targets, sigma={self.sigma:g} px, bits={self.bits})"
 
     def state(self) -> dict:
         """What the page needs to know."""
-        return {name: getattr(self, name) for name in ("targets", "sigma", "bits", "clip", "size", "values")}
+        return {name: getattr(self, name) for name in ("targets", "sigma", "bits", "clip", "size", "values", "ellipses")}
 
     def static_html(self) -> str:
         """The explorer for a page without a kernel."""
@@ -151,10 +166,20 @@ class PsfExplorer(anywidget.AnyWidget):
 
         with style():
             figure = Figure(figsize=(3.4, 3.4), dpi=80)
-            show_frame(self.frame, figure.subplots(), targets=self.scene, full_scale=self.plane.full_scale)
+            ax = show_frame(self.frame, figure.subplots(), targets=self.scene, full_scale=self.plane.full_scale)
+            if self.ellipses and self.bits is not None:
+                self._draw_ellipses(ax)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
+
+    def _draw_ellipses(self, ax) -> None:
+        from matplotlib.patches import Ellipse
+
+        shapes = np.transpose(error_ellipse(position_covariance(self.scene, self.plane)[0]))  # (K, 3)
+        for (x, y), (major, minor, angle) in zip(self.scene.xy[0], shapes):
+            if np.isfinite(major):
+                ax.add_patch(Ellipse((y, x), 2 * minor, 2 * major, angle=-np.degrees(angle), fc="none", ec="#ffb3e6", lw=1.5))
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
