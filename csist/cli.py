@@ -232,12 +232,14 @@ def _train_table(value) -> str:
 
 def find_run(method: str, ratio: int, seed: int, path: Path | None = None):
     """The run that trains a method's main row: its entry in the file of runs, or the recipe of DISTA-Net where there is no such entry."""
-    from csist.evaluation import MODEL_BASED
+    from csist.evaluation import CONTINUOUS, MODEL_BASED
     from csist.imaging import check_ratio
     from csist.networks.registry import NETWORKS, run_name, unknown_name
 
     if method in MODEL_BASED:
         raise CommandError(f"{method!r} is model-based and learns nothing; the networks are {', '.join(NETWORKS)}")
+    if method in CONTINUOUS:
+        raise CommandError(f"{method!r} has a training of its own: python reproduce/train_continuous.py")
     if method not in NETWORKS:
         raise unknown_name(method, list(NETWORKS))
     _require("accelerate", "yaml", "tqdm")
@@ -444,7 +446,7 @@ def info(options):
     """What is installed and what can be run."""
     from csist import __version__
     from csist.datasets import cache_folder
-    from csist.evaluation import MODEL_BASED, provenance
+    from csist.evaluation import CONTINUOUS, MODEL_BASED, provenance
     from csist.networks.registry import NETWORKS, weights_folders
 
     weights = {path.stem: str(path) for folder in reversed(weights_folders()) for path in sorted(folder.glob("*.safetensors"))}
@@ -454,7 +456,7 @@ def info(options):
         "commit": machine["commit"],
         "device": machine["device"],
         "threads": machine["threads"],
-        "methods": {"model-based": list(MODEL_BASED), "learned": list(NETWORKS)},
+        "methods": {"model-based": list(MODEL_BASED), "learned": [*CONTINUOUS, *NETWORKS]},
         "weights": dict(sorted(weights.items())),
         "weights_folders": [str(folder) for folder in weights_folders()],
         "cache": str(cache_folder()),

@@ -137,7 +137,7 @@ class _Batches:
 
 def list_methods() -> list[str]:
     """Names that :func:`unmix` takes, model-based ones first."""
-    return [*MODEL_BASED, *NETWORKS]
+    return [*MODEL_BASED, *CONTINUOUS, *NETWORKS]
 
 
 def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlane | None = None, threshold: float | None = None, **options) -> Targets:
@@ -246,12 +246,13 @@ def current_commit() -> str | None:
 
 def has_grid(method: str) -> bool:
     """Whether a method answers with sub-pixel images, whose bright sub-pixels are its detections."""
-    return MODEL_BASED.get(method) is not _off_grid
+    return method not in ("off-grid", *CONTINUOUS)
 
 
 def _unmixer(method: str):
     """The unmixer of this name."""
-    return MODEL_BASED[method] if method in MODEL_BASED else _on_grid(partial(_network, method))
+    own = MODEL_BASED | CONTINUOUS
+    return own[method] if method in own else _on_grid(partial(_network, method))
 
 
 def _on_grid(solve):
@@ -299,4 +300,14 @@ def _off_grid(frames, plane, ratio, threshold, **options):
     return unmix_offgrid(frames, plane, **options)
 
 
+def _continuous(frames, plane, ratio, threshold, **options):
+    """The network that answers with positions; needs no grid and no threshold."""
+    from csist.networks.continuous import unmix_continuous
+
+    if threshold is not None:
+        raise ValueError("method 'continuous' has no detection threshold: it says how many targets there are; leave threshold out")
+    return unmix_continuous(frames, plane, **options)
+
+
 MODEL_BASED = {"ista": _on_grid(_ista), "fista": _on_grid(_fista), "omp": _on_grid(_omp), "off-grid": _off_grid}
+CONTINUOUS = {"continuous": _continuous}  # networks that answer with positions instead of an image

@@ -352,6 +352,7 @@ def test_an_interrupted_training_says_where_it_is(capsys, tiny, monkeypatch):
 
 def test_train_refusals(capsys, tmp_path, tiny, monkeypatch):
     assert "learns nothing" in refusal(capsys, "train", "ista")
+    assert "train_continuous.py" in refusal(capsys, "train", "continuous")
     assert "dista-net" in refusal(capsys, "train", "dista")
     assert "odd" in refusal(capsys, "train", "dista-net", "--ratio", 4)
     assert "25m" in refusal(capsys, "train", "dista-net", "--time-budget", "soon")

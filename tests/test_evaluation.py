@@ -239,3 +239,12 @@ def test_frames_whose_light_is_spread_run_whole():
     assert light_windows(spread)[2].tolist() == [True, False]
     np.testing.assert_allclose(predict(network, spread, windows=True)[1], predict(network, spread)[1], rtol=1e-5, atol=1e-5)
     assert predict(network, np.zeros((1, 11, 11)), windows=True).shape == (1, 33, 33)
+
+
+def test_the_continuous_network_answers_without_a_grid():
+    data = csist100k("val", 40)
+    found = unmix(data.frames, "continuous")
+    assert (found.count == data.targets.count).mean() > 0.9 and np.nanmax(found.score) <= 1
+    with pytest.raises(ValueError, match="no detection threshold"):
+        unmix(data.frames, "continuous", threshold=50)
+    assert evaluate("continuous", "val", 10)["ratio"] is None

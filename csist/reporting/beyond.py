@@ -104,7 +104,7 @@ def _offgrid_rows(folder: Path) -> list[dict]:
 
 
 def _continuous_rows(folder: Path) -> list[dict]:
-    rows, told = [], {name: IMPLICIT for name in KNOWLEDGE} | {"count": False}
+    rows, told = [], {name: IMPLICIT for name in KNOWLEDGE} | {"psf": True, "saturation": True, "count": False}  # the model is part of the network
     for path in sorted((folder / "results").glob("continuous-*.json")):
         result = reporting.read_json(path)
         label, speed = result.get("label") or result.get("method") or path.stem, result.get("frames_per_second")

@@ -12,7 +12,7 @@ from csist.reporting.sources import load_paper_table, load_result, load_runs, pa
 from csist.solvers.ista import PAPER, TUNED, IstaSettings
 
 PAPER_RATIOS = (3, 5, 7)  # of the paper's Tables 1 and 3
-LABELS = {"fista": "FISTA", "omp": "OMP", "off-grid": "Off-grid posterior"}  # methods that the paper has no row for
+LABELS = {"fista": "FISTA", "omp": "OMP", "off-grid": "Off-grid posterior", "continuous": "Continuous network"}  # methods that the paper has no row for
 RECIPES = {"ours": "our recipe", "paper-recipe": "the paper's recipe"}  # other ways to train a method, and how a table calls them
 
 
