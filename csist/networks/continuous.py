@@ -633,8 +633,8 @@ class ContinuousRecipe:
     physics: bool = True  # refinements see the imaging model
     symmetric: bool = True  # windows are turned into one eighth of all windows
     seed: int = 0
-    samples: int = 753_664  # windows shown, all different
-    cooldown: int = 360_448  # of them, the last: Adam's rate falls to zero
+    samples: int = 1_500_160  # windows shown, all different
+    cooldown: int = 1_106_944  # of them, the last: Adam's rate falls to zero
     bend_at: int = 655_360  # windows after which the fall changes its slope; 0: it is straight
     bend_to: float = 0.48283  # share of the rate there
     rate: float = 2e-3
