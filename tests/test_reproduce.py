@@ -53,10 +53,10 @@ def test_stored_notebooks_hold_no_outputs(path):
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 
 
-MANY_ROWS = ("table2_ablation", "table3_grid_ratio", "figure7_hyperparameters")
+MANY_ROWS = ("table1", "table2_ablation", "table3_grid_ratio", "figure7_hyperparameters")
 
 
-@pytest.mark.parametrize("name", ["table1", *MANY_ROWS])
+@pytest.mark.parametrize("name", [*MANY_ROWS, "leaderboard"])
 def test_the_parameters_comment_names_the_scales_frames(name):
     from csist import reporting
 
