@@ -6,7 +6,6 @@ from their windows of light (:func:`csist.evaluation.light_windows`), which hold
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from csist.checkpoints import optimiser_tensors, read_checkpoint, restore_optimiser, write_checkpoint
 from csist.datasets import Frames, cache_folder, csist100k, frames_hash
 from csist.evaluation import WINDOW, light_windows, predict, provenance
 from csist.imaging import SubpixelGrid
@@ -285,39 +285,22 @@ class DetectorTrainer:
 
     def save(self) -> None:
         """Checkpoint in one safetensors file, written then renamed; never pickle."""
-        from safetensors.torch import save_file
-
         tensors = {f"detector/{name}": value for name, value in self.detector.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in (self.best or {}).items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{number}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= optimiser_tensors(self.optimiser)
         header = {**self.owner, "step": self.step, "seconds": self.seconds, "history": self.history}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".part")
-        # clones: channels-last tensors are not accepted as they are
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary, metadata={"checkpoint": json.dumps(header)})
-        os.replace(temporary, self.path)
+        write_checkpoint(self.path, tensors, header)
 
     def resume(self) -> bool:
         """Go on from the checkpoint if there is one; False if there is none. One of another recipe, network or data is an error."""
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return False
-        try:
-            with safe_open(str(self.path), framework="pt") as file:
-                header = json.loads((file.metadata() or {})["checkpoint"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{self.path} is no whole checkpoint ({error}); delete it to start afresh") from error
+        header, part = read_checkpoint(self.path)
         if {name: header.get(name) for name in self.owner} != self.owner:
             raise ValueError(f"{self.path} belongs to another recipe, network or data; delete it to start afresh")
-        part = lambda prefix: {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         self.detector.load_state_dict(part("detector/"))
         self.best, self.step, self.seconds, self.history = part("best/") or None, header["step"], header["seconds"], header["history"]
-        state = self.optimiser.state_dict()
-        state["state"] = {number: part(f"optimiser/{number}/") for number in sorted({int(name.split("/")[0]) for name in part("optimiser/")})}
-        self.optimiser.load_state_dict(state)
+        restore_optimiser(self.optimiser, part)
         return True
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from csist.checkpoints import optimiser_tensors, read_checkpoint, restore_optimiser, write_checkpoint
 from csist.datasets import Frames, csist100k, frames_hash
 from csist.evaluation import DETECTION_THRESHOLD, WINDOW, detect, predict, provenance, window_origin
 from csist.imaging import SubpixelGrid
@@ -410,13 +411,10 @@ class Trainer:
         loss_sum = float(self.engine.reduce(self.loss_sum, "mean"))  # of all processes, so before the others leave
         if not self.engine.is_main_process:
             return
-        from safetensors.torch import save_file
-
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
         tensors |= {f"averaged/{k}": v for k, v in (self.averaged.state_dict() if self.averaged is not None else {}).items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors |= optimiser_tensors(self.optimiser)
         header = {
             "run": asdict(self.run),
             "data": self.data_hash,
@@ -425,11 +423,7 @@ class Trainer:
             "history": self.history,
             "loss": [loss_sum, self.loss_count],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".part")
-        # clones: tensors that share storage, and channels-last ones, are not accepted as they are
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary), metadata={"checkpoint": json.dumps(header)})
-        os.replace(temporary, self.path)
+        write_checkpoint(self.path, tensors, header)
 
     def _continues(self, stored: dict, step: int) -> bool:
         """True if this run is the stored one, or the stored one with other phases after those that were shown so far."""
@@ -445,20 +439,9 @@ class Trainer:
         """
         if not self.path.exists():
             return False
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(self.path), framework="pt") as file:
-                header = json.loads((file.metadata() or {})["checkpoint"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{self.path} is no whole checkpoint ({error}); delete it to start afresh") from error
+        header, part = read_checkpoint(self.path)
         if not self._continues(header["run"], header["step"]) or header["data"] != self.data_hash:
             raise ValueError(f"{self.path} belongs to another version of the run {self.run.name!r}; delete it to start afresh, or restore the run's entry")
-
-        def part(prefix):
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
         self.network.load_state_dict(part("network/"))
         if self.averaged is not None:
             self.averaged.load_state_dict(part("averaged/"))
@@ -466,10 +449,7 @@ class Trainer:
         self.step, self.seconds, self.history = header["step"], header["seconds"], header["history"]
         self.loss_sum.fill_(header["loss"][0])
         self.loss_count = header["loss"][1]
-        state = self.optimiser.state_dict()
-        numbers = sorted({int(k.split("/")[0]) for k in part("optimiser/")})
-        state["state"] = {n: part(f"optimiser/{n}/") for n in numbers}
-        self.optimiser.load_state_dict(state)
+        restore_optimiser(self.optimiser, part)
         return True
 
 

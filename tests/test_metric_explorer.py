@@ -10,7 +10,8 @@ pytest.importorskip("anywidget")
 import traitlets
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_widgets import PATIENCE, browser  # noqa: F401
+from test_widgets import browser  # noqa: F401
+from test_widgets import open_page as open_explorers
 
 from csist import Targets, metrics
 from csist.widgets.metric_explorer import MetricExplorer
@@ -150,19 +151,8 @@ def test_a_score_that_is_no_number_is_refused(module_page):
         module_page.evaluate("t => m.csoMap([{ detections: [[5, 5, NaN]], targets: [[5, 5]] }], t)", THRESHOLDS)
 
 
-def open_page(browser, tmp_path, *explorers, style="", **options):  # noqa: F811
-    """A page with explorers, opened from a file as a reader would."""
-    file = tmp_path / "page.html"
-    body = "".join(e.static_html() for e in explorers)
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf8"><title>t</title><style>{style}</style></head>'
-    file.write_text(f"{head}<body>{body}</body></html>", encoding="utf8")
-    page = browser.new_page(**options)
-    page.set_default_timeout(PATIENCE)
-    page.errors = []
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.goto(file.as_uri())
-    page.wait_for_function("n => document.querySelectorAll('.metx').length === n", arg=len(explorers))
-    return page
+def open_page(*arguments, **options):
+    return open_explorers(*arguments, root=".metx", **options)
 
 
 def state(page, index=0):

@@ -49,7 +49,7 @@ def browser():
         browser.close()
 
 
-def open_page(browser, tmp_path, *explorers, style="", **options):
+def open_page(browser, tmp_path, *explorers, style="", root=".psfx", **options):
     """A page with explorers, opened from a file as a reader would; fails on any JavaScript error."""
     file = tmp_path / "page.html"
     body = "".join(e.static_html() for e in explorers)
@@ -60,7 +60,7 @@ def open_page(browser, tmp_path, *explorers, style="", **options):
     page.errors = []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(file.as_uri())
-    page.wait_for_function("n => document.querySelectorAll('.psfx').length === n", arg=len(explorers))
+    page.wait_for_function("([root, n]) => document.querySelectorAll(root).length === n", arg=[root, len(explorers)])
     return page
 
 

@@ -21,7 +21,6 @@ and columns, and rows most; answers are turned back. So a mirrored frame has the
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import time
@@ -34,6 +33,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, relu
 
+from csist.checkpoints import optimiser_tensors, read_checkpoint, restore_optimiser, write_checkpoint
 from csist.imaging import FocalPlane, check_frames
 from csist.metrics import DISTANCE_THRESHOLDS
 from csist.networks.registry import read_tensors, weights_folders, weights_path, write_weights
@@ -738,38 +738,22 @@ class ContinuousTrainer:
 
     def save(self) -> None:
         """Checkpoint in one safetensors file, written then renamed; never pickle."""
-        from safetensors.torch import save_file
-
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{number}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= optimiser_tensors(self.optimiser)
         header = {"recipe": asdict(self.recipe), "step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "history": self.history}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.part")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"checkpoint": json.dumps(header)})
-        os.replace(temporary, self.path)
+        write_checkpoint(self.path, tensors, header)
 
     def resume(self) -> bool:
         """Go on from the checkpoint if there is one; False if there is none. One of another recipe is an error."""
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return False
-        try:
-            with safe_open(str(self.path), framework="pt") as file:
-                header = json.loads((file.metadata() or {})["checkpoint"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{self.path} is no whole checkpoint ({error}); delete it to start afresh") from error
+        header, part = read_checkpoint(self.path)
         fixed = lambda recipe: {name: value for name, value in recipe.items() if name not in self.changeable}
         steps = np.arange(header["step"])
         other = fixed(header["recipe"]) != fixed(asdict(self.recipe))
         if other or not np.allclose(ContinuousRecipe(**header["recipe"]).learning_rate(steps), self.recipe.learning_rate(steps), rtol=1e-4):
             raise ValueError(f"{self.path} belongs to another recipe, or its rates have been others; delete it to start afresh")
-        part = lambda prefix: {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         self.network.load_state_dict(part("network/"))
         self.step, self.seconds, self.cpu_seconds, self.history = (header[name] for name in ("step", "seconds", "cpu_seconds", "history"))
-        state = self.optimiser.state_dict()
-        state["state"] = {number: part(f"optimiser/{number}/") for number in sorted({int(name.split("/")[0]) for name in part("optimiser/")})}
-        self.optimiser.load_state_dict(state)
+        restore_optimiser(self.optimiser, part)
         return True
