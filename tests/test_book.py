@@ -112,6 +112,28 @@ def test_metric_explorer_follows_the_keys(pages, path):
         assert visit.errors == []
 
 
+@pytest.mark.parametrize("path", [p for p in PAGES if "modv-sheet" in (HTML / p).read_text(encoding="utf8")])
+def test_model_viewer_follows_the_keys(pages, path):
+    with Visit(pages, path) as visit:
+        page = visit.page
+        page.wait_for_selector(".modv")
+        read = lambda: page.locator(".modv").first.evaluate("e => e.csist")
+        before = read()
+        page.locator(".modv-row input").first.focus()
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
+        earlier = read()
+        assert (earlier["method"], earlier["stage"]) == ("dista-net", before["stages"] - 2) and earlier["image"] != before["image"]
+        page.locator(".modv-pair button").nth(1).focus()
+        page.keyboard.press("Enter")
+        after = read()
+        assert after["frame"] != before["frame"] and after["pixels"] != before["pixels"] and after["stage"] == earlier["stage"]
+        page.locator(".modv-radio:checked").first.focus()
+        page.keyboard.press("ArrowLeft")
+        assert read()["method"] != "dista-net"
+        assert visit.errors == []
+
+
 def test_paired_notebooks_agree():
     """Each notebook's two forms hold the same cells, and the .ipynb holds no outputs."""
     jupytext = pytest.importorskip("jupytext")

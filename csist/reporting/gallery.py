@@ -167,6 +167,35 @@ def plot_gallery(data: Frames, places, found: list[Answer], ratio: int = 3, zoom
     return figure
 
 
+def describe_false(shown: dict) -> str:
+    """Where the networks' false detections of the viewer's frames lie, and who gets whole frames right, as two sentences.
+
+    Parameters
+    ----------
+    shown : dict
+        Of :func:`csist.widgets.viewer_data`.
+    """
+    false = beside = 0
+    for method in shown["methods"]:
+        if method["method"] in NETWORKS:
+            for points in (stages[-1] for stages in method["points"]):
+                hits = [point for point in points if point[3] >= 0]
+                wrong = [point for point in points if point[3] < 0]
+                false += len(wrong)
+                beside += sum(any(max(abs(x - hit[0]), abs(y - hit[1])) < 1.5 / method["ratio"] for hit in hits) for x, y, *_ in wrong)
+    frames = len(shown["frames"])
+    perfect = {method["label"]: sum(_all_right(*pair) for pair in zip(shown["frames"], method["points"])) for method in shown["methods"]}
+    right = ", ".join(f"{label} {count}" for label, count in sorted(perfect.items(), key=lambda item: -item[1]) if label != "perfect")
+    return (
+        f"The networks on a grid make {false} false detections in these {frames} frames, and {beside} of them touch a sub-pixel that found a target. "
+        f"Frames without any miss or false detection: {right}."
+    )
+
+
+def _all_right(frame: dict, stages: list) -> bool:
+    return len(stages[-1]) == len(frame["targets"]) and all(point[3] >= 0 for point in stages[-1])
+
+
 def describe_missing(found: list[Answer]) -> str:
     """Which methods the figure lacks, and why, as one sentence."""
     missing = [f"{answer.label} ({answer.status})" for answer in found if answer.images is None]

@@ -49,7 +49,7 @@ def choose_frames(data: Frames, interior: int = 3, border: int = 2, hardest: int
         How many first ones inside, at the border, and hardest ones of both kinds for each number of targets.
 
     >>> choose_frames(csist100k("test", 64), interior=1, border=0, hardest=0)
-    {3: 'first', 6: 'first', 7: 'first', 9: 'first', 12: 'first'}
+    {0: 'first', 1: 'first', 8: 'first', 2: 'first', 6: 'first'}
     """
     if min(interior, border, hardest) < 0 or interior + border + hardest == 0:
         raise ValueError(f"choose_frames: interior, border and hardest must be numbers >= 0, not all 0; got {interior}, {border}, {hardest}")
@@ -170,8 +170,7 @@ def _method_entry(name: str, ratio: int | None, data: Frames, origin: np.ndarray
 
     entry = {"name": method_key(name, ratio), "method": name, "label": _label(name, ratio), "colour": method_colour("truth" if name == PERFECT else name), "ratio": ratio}
     if not has_grid(name):
-        options = {"threads": torch.get_num_threads()} if name == "off-grid" else {}
-        return entry | _answers([unmix(data.frames, name, **options)], data.targets)
+        return entry | _answers([unmix(data.frames, name)], data.targets)
     images, threshold = _images(name, ratio, data, folder)
     grid = SubpixelGrid(data.frames.shape[1:], ratio)
     estimates = [detect(images[:, stage], grid, threshold) for stage in range(images.shape[1])]
@@ -280,9 +279,9 @@ class ModelViewer(anywidget.AnyWidget):
     stage : int
         Stages that the estimate shown has passed; -1 for the answer.
 
-    >>> viewer = ModelViewer(viewer_data(["dista-net"], {9: "first"}), stage=2)
+    >>> viewer = ModelViewer(viewer_data(["dista-net"], {8: "first"}), stage=2)
     >>> viewer, viewer.image.shape, viewer.truth.count.tolist()
-    (ModelViewer(1 frames, 2 methods; frame 9, dista-net, stage 2 of 6), (15, 15), [3])
+    (ModelViewer(1 frames, 2 methods; frame 8, dista-net, stage 2 of 6), (15, 15), [3])
     """
 
     _esm = HERE / "model_viewer.js"
@@ -384,17 +383,18 @@ class ModelViewer(anywidget.AnyWidget):
         with style():
             figure = Figure(figsize=(6.4, 3.3), dpi=80)
             left, right = figure.subplots(1, 2)
-            title = f"frame {self.frame}"
-            show_frame(self.pixels, left, targets=self.truth, zoom=2, full_scale=self.data["full_scale"], title=title)
+            title = self.entry["label"] + (f", stage {self.shown_stage} of {self.stages}" if self.stages else "")
+            show_frame(self.pixels, left, targets=self.truth, zoom=2, full_scale=self.data["full_scale"], title=f"frame {self.frame}")
             if self.image is None:
-                show_frame(self.pixels, right, targets=self.truth, zoom=2, title=self.entry["label"])
+                show_frame(self.pixels, right, targets=self.truth, zoom=2, title=title)
             else:
                 grid = SubpixelGrid(self.pixels.shape, self.entry["ratio"])
                 whole = np.zeros(grid.shape)
                 row, column = self.entry["ratio"] * np.array(self.data["frames"][self.index]["origin"])
                 whole[row : row + len(self.image), column : column + len(self.image)] = self.image
-                show_signed(whole, right, grid=grid, targets=self.truth, zoom=2, title=self.entry["label"])
-            show_targets(self.estimate, right, kind="estimate", method=self.entry["method"])
+                show_signed(whole, right, grid=grid, targets=self.truth, zoom=2, title=title)
+            if self.estimate.count[0]:
+                show_targets(self.estimate, right, kind="estimate", method=self.entry["method"])
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
