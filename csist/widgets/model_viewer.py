@@ -168,7 +168,8 @@ def _frame_entry(number: int, why: str, truth: Targets, origin: np.ndarray) -> d
 def _method_entry(name: str, ratio: int | None, data: Frames, origin: np.ndarray, folder: Path | None) -> dict:
     from csist.plotting import method_colour
 
-    entry = {"name": method_key(name, ratio), "method": name, "label": _label(name, ratio), "colour": method_colour("truth" if name == PERFECT else name), "ratio": ratio}
+    colour = method_colour("truth" if name == PERFECT else name)
+    entry = {"name": method_key(name, ratio), "method": name, "label": _label(name, ratio), "colour": colour, "ratio": ratio}
     if not has_grid(name):
         return entry | _answers([unmix(data.frames, name)], data.targets)
     images, threshold = _images(name, ratio, data, folder)
@@ -206,7 +207,10 @@ def _images(name: str, ratio: int, data: Frames, folder: Path | None) -> tuple[n
 
 
 def _answers(estimates: list[Targets], truth: Targets) -> dict:
-    """Detections of each frame and stage, rows [x, y, intensity, partner, (sigma x, sigma y, score)], and the frame's errors; partner -1: none within 0.25 px."""
+    """Detections of each frame and stage, rows [x, y, intensity, partner, (sigma x, sigma y, score)], and the root mean square error of those with a partner.
+
+    A partner is the place of the target that the detection finds, -1 if it finds none.
+    """
     points, rmse = [[] for _ in truth.count], [[] for _ in truth.count]
     for estimate in estimates:
         frame, detection, target = match_pairs(estimate, truth, cap=NEAR)
