@@ -141,7 +141,7 @@ def test_false_detections_are_counted_by_hand():
     hit, beside, elsewhere = [5.0, 5.0, 200, 0], [5.33, 5.0, 60, -1], [8.0, 5.0, 55, -1]
     method = {"method": "dista-net", "label": "DISTA-Net", "ratio": 3, "points": [[[hit, beside, elsewhere]], [[hit]]]}
     text = gallery.describe_false({"frames": [frame, frame], "methods": [method]})
-    assert "make 2 false detections in these 2 frames, and 1 of them touch" in text and text.endswith("DISTA-Net 1.")
+    assert "make 2 false detections in these 2 frames, and 1 of them touch" in text and text.endswith("1 by DISTA-Net.")
 
 
 def test_bad_input_is_refused(data):

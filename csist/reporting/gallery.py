@@ -185,10 +185,10 @@ def describe_false(shown: dict) -> str:
                 beside += sum(any(max(abs(x - hit[0]), abs(y - hit[1])) < 1.5 / method["ratio"] for hit in hits) for x, y, *_ in wrong)
     frames = len(shown["frames"])
     perfect = {method["label"]: sum(_all_right(*pair) for pair in zip(shown["frames"], method["points"])) for method in shown["methods"]}
-    right = ", ".join(f"{label} {count}" for label, count in sorted(perfect.items(), key=lambda item: -item[1]) if label != "perfect")
+    right = "; ".join(f"{count} by {label}" for label, count in sorted(perfect.items(), key=lambda item: -item[1]) if label != "perfect")
     return (
         f"The networks on a grid make {false} false detections in these {frames} frames, and {beside} of them touch a sub-pixel that found a target. "
-        f"Frames without any miss or false detection: {right}."
+        f"Frames answered without any miss or false detection: {right}."
     )
 
 

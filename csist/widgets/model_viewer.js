@@ -101,7 +101,8 @@ function render({ model, el }) {
   const details = tag("details", { class: "modv-details" }, tag("summary", {}, "Positions and errors in numbers"), tag("div", { class: "modv-scroll", tabindex: 0, role: "region", "aria-label": "Positions and errors" }, table));
   const coarsest = Math.max(0, ...data.methods.filter((m) => m.step).flatMap((m) => m.step.map((s) => s[s.length - 1])));
   const help = tag("p", { class: "modv-help" },
-    "Circles are the true targets, crosses the detections: sub-pixels of at least 50 grey levels, or the positions that a method without a grid gives, with its standard errors as bars. "
+    `Circles are the true targets, crosses the detections: sub-pixels of at least ${data.threshold} grey levels`
+    + (data.methods.every((m) => m.ratio) ? ". " : ", or the positions that a method without a grid gives, with its standard errors as bars. ")
     + "\u201CPerfect\u201D puts each target's light into its own sub-pixel, which is the best that the grid allows. "
     + `A line joins a detection with the target it finds, at most ${data.near} px away. Orange is positive, purple negative, each image on its own scale. `
     + `Answers are stored in 8 bits, exact to ${(coarsest / 2).toFixed(1)} grey levels, stages before the last more coarsely; detections and errors were computed before.`);

@@ -136,6 +136,7 @@ def viewer_data(methods=None, frames: dict[int, str] | None = None, *, ratios=RA
         "window": WINDOW,
         "full_scale": FocalPlane().full_scale,
         "near": NEAR,
+        "threshold": DETECTION_THRESHOLD,
         "palette": _palette(),
     }
 
@@ -192,7 +193,7 @@ def _label(name: str, ratio: int | None) -> str:
 
     printed = {"fista": {"method": "FISTA"}} | {key: row for c in RATIOS for key, row in paper_values(c).items()}
     label = printed.get(name, {}).get("method", name)
-    return label if ratio in (None, 3) else f"{label}, c = {ratio}"
+    return label if ratio in (None, 3) else f"{label} c={ratio}"
 
 
 def _images(name: str, ratio: int, data: Frames, folder: Path | None) -> tuple[np.ndarray, float]:
