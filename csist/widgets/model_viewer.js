@@ -181,7 +181,7 @@ function render({ model, el }) {
     thumbs.forEach(({ picture, result, input }, m) => {
       const method = data.methods[m], s = last(m), values = unpacked(m, k, s), { found, wrong } = score(m, k, s), n = data.frames[k].targets.length;
       paint(picture, view(k, 3, 0), k, { url: values && bitmap(colours(values)), points: method.points[k][s], colour: method.colour });
-      result.textContent = `${found} of ${n}${wrong ? `, ${wrong} false` : ""}`;
+      result.textContent = `${found}/${n}${wrong ? `, ${wrong} false` : ""}`;
       result.classList.toggle("modv-right", found === n && !wrong);
       input.setAttribute("aria-label", `${method.label}: ${found} of ${n} found, ${wrong} false`);
     });

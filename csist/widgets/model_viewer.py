@@ -1,7 +1,7 @@
 """The model viewer: what every trained network answers for a test frame, stage by stage where it has stages (book page "Gallery: what the networks see").
 
 The answers are computed in Python, once, by :func:`viewer_data`; the page only shows them. So it needs neither a kernel nor the networks' weights, and the
-same front-end module serves JupyterLab, through anywidget, and the static book, as :mod:`csist.widgets.widgets` explains.
+same front-end module serves JupyterLab, through anywidget, and the static book, as ``csist/widgets/widgets.py`` explains.
 """
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ class ModelViewer(anywidget.AnyWidget):
     Parameters
     ----------
     data : dict, optional
-        Of :func:`viewer_data`, which is called without it: some seconds, and the first call of the off-grid solver a minute.
+        Of :func:`csist.widgets.model_viewer.viewer_data`, which is called without it: some seconds, and the first call of the off-grid solver a minute.
     frame : int
         Number of the frame in the test split; by default the first shown with three targets.
     method : str
