@@ -31,14 +31,14 @@ function brokenRules(targets, { distance, intensity: [dim, bright] }) {
 const letter = (k) => String.fromCharCode(65 + k);
 const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const percent = (p) => (p >= 0.995 && p < 0.9995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0));
-const deviation = (v) => Math.sqrt(v).toFixed(v < 0.0001 ? 4 : 3);
+const deviation = (v) => Math.sqrt(v).toFixed(v < 1e-6 ? 4 : 3);
 
 function render({ model, el }) {
   const id = "unmix-" + Math.random().toString(36).slice(2, 9); // several explorers per page
   const settings = model.get("solver"), { prior } = settings;
   const SCALE = 150, LEFT = 34, TOP = 22, SIDE = 2 * REACH * SCALE, WIDTH = LEFT + SIDE + 6, HEIGHT = TOP + SIDE + 6; // of the magnified pixel
   const SHOWN = 5, CELL = 44, EDGE = 20, SMALL = EDGE + SHOWN * CELL + 2; // of the frame about it
-  const NAMES = ["targets", "assumed_sigma", "tier", "samples"];
+  const NAMES = ["targets", "assumed_sigma", "tier", "deviations", "samples"];
   const PLACES = { "5,5": "middle of the frame", "0,5": "upper edge", "0,0": "corner" };
   const abort = new AbortController();
   const on = (target, event, f) => target.addEventListener(event, f, { signal: abort.signal });
@@ -80,24 +80,25 @@ function render({ model, el }) {
   const options = (pairs) => h("select", {}, ...pairs.map(([value, text]) => h("option", { value }, text)));
   const number = range("Number of targets", 1, prior.most, 1);
   const choice = row("Selected target", h("select"));
-  const xAt = range("its row x", 0, 1, 0.01), yAt = range("its column y", 0, 1, 0.01), flux = range("its intensity", 150, MOST_INTENSITY, 1);
+  const xAt = range("its row x", 0, 1, 0.01), yAt = range("its column y", 0, 1, 0.01), flux = range("its intensity", 0, MOST_INTENSITY, 1);
   const place = row("Pixel", options(Object.entries(PLACES)));
   const width = range("Assumed sigma", -10, 10, 0.5);
   const effort = row("Effort", options(Object.keys(settings.tiers).map((tier) => [tier, tier])));
+  const ellipses = row("Ellipses", options([["1", "1 deviation"], ["3", "3 deviations"], ["10", "10 deviations"]]));
   const samples = row("Sampled answers", h("input", { type: "checkbox" }));
   const random = h("button", { type: "button" }, "Random cluster"), reset = h("button", { type: "button" }, "Reset");
   const controls = h("fieldset", { class: "psfx-controls" }, h("legend", {}, "Scene and solver"),
     h("div", { class: "psfx-columns" },
       h("div", {}, number.row, choice.row, xAt.row, yAt.row, flux.row),
-      h("div", {}, place.row, width.row, effort.row, samples.row, h("div", { class: "psfx-row psfx-buttons" }, random, reset))));
+      h("div", {}, place.row, width.row, effort.row, ellipses.row, samples.row, h("div", { class: "psfx-row psfx-buttons" }, random, reset))));
   const root = h("div", { class: "psfx unmix", role: "group", "aria-label": "Unmixing explorer" },
     h("div", { class: "psfx-views" },
-      h("div", { class: "unmix-large" }, h("p", { class: "unmix-head" }, "truth and answer"), sheet),
+      h("div", { class: "unmix-large" }, h("p", { class: "unmix-head" }, "truth (\u25CB) and answer (\u00D7)"), sheet),
       h("div", { class: "unmix-side" }, h("p", { class: "unmix-head" }, "what the sensor reports"), small, h("p", { class: "unmix-head" }, "how many? (\u25CB true)"), howMany)),
     readout, rules, live, scroll, controls,
     h("p", { class: "psfx-help" }, "Drag a numbered circle, or focus it and use the arrow keys (0.05 px; with Shift 0.01 px). Lettered crosses are the solver's answer, "
-      + "ellipses one standard deviation of its posterior, dots the answers that it sampled; none where one narrow valley needs no sampling. A hit is an answer "
-      + "within 0.05 to 0.25 px of a target, on average over the five distances of CSO-mAP. Orange corners: saturated pixels."));
+      + "ellipses the standard deviations of its posterior, dots the answers that it sampled; no dots where one narrow valley needs no sampling. The hit probability is the "
+      + "mean over CSO-mAP's five distances, 0.05 to 0.25 px. A yellow line joins targets nearer than the solver was told; orange corners are saturated pixels."));
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab must not read keys pressed here as its own
   el.replaceChildren(root);
 
@@ -129,7 +130,7 @@ function render({ model, el }) {
     showControls(targets);
   }
 
-  const corner = (x, y, cell) => `M${y + 0.8 * cell} ${x + 0.03 * cell}h${0.17 * cell}v${0.17 * cell}z`;
+  const corner = (x, y, cell) => `M${y + cell - 13} ${x + 2}h11v11z`;
 
   function drawSheet(vmax) {
     back.replaceChildren();
@@ -166,10 +167,11 @@ function render({ model, el }) {
     found.targets.forEach(({ x, y, xx, yy, xy, score }, k) => {
       const { major, minor, angle } = psf.errorEllipse(xx, yy, xy), cx = across(y), cy = down(x);
       // The longer axis lies along x, down the page, before it turns by the angle towards y: to the right, against the clock.
-      const axes = { cx, cy, rx: Math.max(1, minor * SCALE), ry: Math.max(1, major * SCALE), transform: `rotate(${(-180 / Math.PI) * angle} ${cx} ${cy})` };
+      const [rx, ry] = [minor, major].map((half) => Math.max(1, model.get("deviations") * half * SCALE)), axes = { cx, cy, rx, ry, transform: `rotate(${(-180 / Math.PI) * angle} ${cx} ${cy})` };
       for (const kind of ["unmix-ellipse-under", "unmix-ellipse"]) inside.append(s("ellipse", { ...axes, class: kind }));
-      for (const kind of ["unmix-cross unmix-halo", "unmix-cross"]) inside.append(s("path", { d: `M${cx - 6} ${cy - 6}l12 12m0 -12l-12 12`, class: kind }));
-      inside.append(s("text", { x: cx + 10, y: cy - 9, class: "unmix-letter" }, `${letter(k)} ${percent(score)}%`));
+      for (const kind of ["unmix-cross unmix-halo", "unmix-cross"]) inside.append(s("path", { d: `M${cx - 5} ${cy - 5}l10 10m0 -10l-10 10`, class: kind }));
+      const label = cx < LEFT + SIDE - 64 ? { x: cx + 11 } : { x: cx - 11, "text-anchor": "end" }; // stays on the sheet
+      inside.append(s("text", { ...label, y: Math.max(TOP + 12, cy - 9), class: "unmix-letter" }, `${letter(k)} ${percent(score)}%`));
     });
   }
 
@@ -233,10 +235,10 @@ function render({ model, el }) {
   }
 
   function fillTable(targets) {
-    const head = h("tr", {}, ...["answer", "x [px]", "y [px]", "intensity", "hit probability", "off by [px]"].map((name) => h("th", { scope: "col" }, name)));
-    const body = found.targets.map((t, k) => h("tr", {}, h("th", { scope: "row" }, letter(k)),
+    const head = h("tr", {}, ...["answer", "hit probability", "x [px]", "y [px]", "intensity", "off by [px]"].map((name) => h("th", { scope: "col" }, name)));
+    const body = found.targets.map((t, k) => h("tr", {}, h("th", { scope: "row" }, letter(k)), h("td", {}, `${percent(t.score)} %`),
       h("td", {}, `${t.x.toFixed(3)} \u00B1 ${deviation(t.xx)}`), h("td", {}, `${t.y.toFixed(3)} \u00B1 ${deviation(t.yy)}`), h("td", {}, t.intensity.toFixed(1)),
-      h("td", {}, `${percent(t.score)} %`), h("td", {}, nearestTruth(t, targets).toFixed(3))));
+      h("td", {}, nearestTruth(t, targets).toFixed(3))));
     table.replaceChildren(h("thead", {}, head), h("tbody", {}, ...body));
   }
 
@@ -258,6 +260,7 @@ function render({ model, el }) {
     const sigma = model.get("assumed_sigma"), wrong = 100 * (sigma / SIGMA - 1), shown = `${wrong > 0.05 ? "+" : ""}${+wrong.toFixed(1)} %`.replace("-", "\u2212");
     width.show(wrong, shown, `${sigma} pixels, ${Math.abs(wrong) < 0.05 ? "right" : `${Math.abs(wrong).toFixed(1)} percent too ${wrong > 0 ? "wide" : "narrow"}`}`);
     effort.input.value = model.get("tier");
+    ellipses.input.value = String(model.get("deviations"));
     samples.input.checked = model.get("samples");
   }
 
@@ -318,6 +321,7 @@ function render({ model, el }) {
   on(flux.input, "input", edit(2));
   on(width.input, "input", () => put("assumed_sigma", Math.round(SIGMA * (100 + +width.input.value) * 1000) / 1e5));
   on(effort.input, "change", () => put("tier", effort.input.value));
+  on(ellipses.input, "change", () => put("deviations", +ellipses.input.value));
   on(samples.input, "change", () => put("samples", samples.input.checked));
   on(place.input, "change", () => {
     const shift = place.input.value.split(",").map((v, axis) => v - centre[axis]);

@@ -68,6 +68,8 @@ class UnmixingExplorer(anywidget.AnyWidget):
         PSF width that the solver takes for true [px], 0.45 to 0.55.
     tier : {"fast", "standard"}
         How much work the solver does.
+    deviations : {1, 3, 10}
+        Size of the error ellipses [standard deviations].
     samples : bool
         Show the sampled answers.
 
@@ -79,6 +81,7 @@ class UnmixingExplorer(anywidget.AnyWidget):
     targets = traitlets.List([[4.70, 4.78, 242.0], [5.34, 4.86, 236.0], [4.98, 5.36, 230.0]]).tag(sync=True)
     assumed_sigma = traitlets.Float(0.5).tag(sync=True)
     tier = traitlets.Enum(list(TIERS), TIERS[0]).tag(sync=True)
+    deviations = traitlets.Enum([1, 3, 10], 3).tag(sync=True)
     samples = traitlets.Bool(True).tag(sync=True)
     solver = traitlets.Dict(read_only=True).tag(sync=True)
 
@@ -137,7 +140,7 @@ class UnmixingExplorer(anywidget.AnyWidget):
 
     def state(self) -> dict:
         """What the page needs to know."""
-        return {name: getattr(self, name) for name in ("targets", "assumed_sigma", "tier", "samples", "solver")}
+        return {name: getattr(self, name) for name in ("targets", "assumed_sigma", "tier", "deviations", "samples", "solver")}
 
     def static_html(self) -> str:
         """The explorer for a page without a kernel."""
