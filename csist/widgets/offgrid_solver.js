@@ -108,7 +108,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   } = settings.constants;
   const { starts, prior, logPrior, thresholds, noise, margin, nodesPerSigma, faint, stray, least } = settings;
   const { effort, calibration } = settings.tiers[tier];
-  const N = 3 * MAX_TARGETS, fround = Math.fround, { uniform, whole, seed } = randomStream(settings.stream);
+  const STRIDE = 3 * MAX_TARGETS, fround = Math.fround, { uniform, whole, seed } = randomStream(settings.stream);
   const side = windowSide(sigma, size), reach = (side - 1) / 2, pixels = side * side;
   const region = { low: -0.5, high: 0.5, dim: prior.intensity[0], bright: prior.intensity[1], distance: prior.distance };
   const meanIntensity = 0.5 * (region.dim + region.bright), perWidth = 1 / (0.3 * (region.bright - region.dim)); // intensity_law
@@ -127,9 +127,9 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   // Scratch, as in the kernels' Work.
   const row = new Float64Array(MAX_TARGETS * side), rowSlope = row.slice(), column = row.slice(), columnSlope = row.slice();
   const brightRow = new Float32Array(MAX_TARGETS * side), coarseColumn = brightRow.slice();
-  const matrix = new Float64Array(N * N), factor = new Float64Array(N * N), history = new Float64Array(HISTORY * N);
-  const jacobian = new Float64Array(N), gradient = new Float64Array(N), step = new Float64Array(N), trial = new Float64Array(N);
-  const variance = new Float64Array(N), covariance = new Float64Array(MAX_TARGETS), direction = new Float64Array(N);
+  const matrix = new Float64Array(STRIDE * STRIDE), factor = new Float64Array(STRIDE * STRIDE), history = new Float64Array(HISTORY * STRIDE);
+  const jacobian = new Float64Array(STRIDE), gradient = new Float64Array(STRIDE), step = new Float64Array(STRIDE), trial = new Float64Array(STRIDE);
+  const variance = new Float64Array(STRIDE), covariance = new Float64Array(MAX_TARGETS), direction = new Float64Array(STRIDE);
 
   // ---- the model
 
@@ -188,7 +188,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     const { level, weight, clipped, perLevel } = evidence, n = 3 * number;
     for (let a = 0; a < n; a++) {
       gradient[a] = 0;
-      for (let b = 0; b <= a; b++) matrix[a * N + b] = 0;
+      for (let b = 0; b <= a; b++) matrix[a * STRIDE + b] = 0;
     }
     for (let k = 0; k < number; k++) {
       readProfile(value, theta[3 * k], row, k);
@@ -213,7 +213,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
         for (let a = 0; a < n; a++) {
           const s = jacobian[a];
           gradient[a] += s * r;
-          for (let b = 0, p = a * N; b <= a; b++, p++) matrix[p] += s * jacobian[b];
+          for (let b = 0, p = a * STRIDE; b <= a; b++, p++) matrix[p] += s * jacobian[b];
         }
       }
     addPrior(theta, number);
@@ -222,12 +222,12 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   function addPrior(theta, number) {
     for (let k = 0; k < number; k++) {
       const p = 3 * k;
-      matrix[(p + 2) * N + p + 2] += perWidth * perWidth;
+      matrix[(p + 2) * STRIDE + p + 2] += perWidth * perWidth;
       gradient[p + 2] += (theta[p + 2] - meanIntensity) * perWidth * perWidth;
       for (let axis = 0; axis < 2; axis++) {
         const e = beyond(theta[p + axis], region.low, region.high);
         if (e === 0) continue;
-        matrix[(p + axis) * N + p + axis] += 1 / (HINGE * HINGE);
+        matrix[(p + axis) * STRIDE + p + axis] += 1 / (HINGE * HINGE);
         gradient[p + axis] += e / (HINGE * HINGE);
       }
       for (let other = 0; other < k; other++) {
@@ -240,9 +240,9 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
           gradient[q + axis] -= u * e;
           for (let axis2 = 0; axis2 < 2; axis2++) {
             const v = (theta[q + axis2] - theta[p + axis2]) / d / HINGE;
-            matrix[(p + axis) * N + p + axis2] += u * v;
-            matrix[(q + axis) * N + q + axis2] += u * v;
-            matrix[(p + axis) * N + q + axis2] -= u * v;
+            matrix[(p + axis) * STRIDE + p + axis2] += u * v;
+            matrix[(q + axis) * STRIDE + q + axis2] += u * v;
+            matrix[(p + axis) * STRIDE + q + axis2] -= u * v;
           }
         }
       }
@@ -253,11 +253,11 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   function cholesky(n, damping) {
     for (let i = 0; i < n; i++)
       for (let j = 0; j <= i; j++) {
-        let s = matrix[i * N + j];
+        let s = matrix[i * STRIDE + j];
         if (i === j) s = s * (1 + damping) + 1e-9;
-        for (let k = 0, p = i * N, q = j * N; k < j; k++, p++, q++) s -= factor[p] * factor[q];
-        if (i > j) factor[i * N + j] = s / factor[j * N + j];
-        else if (s > 0) factor[i * N + i] = Math.sqrt(s);
+        for (let k = 0, p = i * STRIDE, q = j * STRIDE; k < j; k++, p++, q++) s -= factor[p] * factor[q];
+        if (i > j) factor[i * STRIDE + j] = s / factor[j * STRIDE + j];
+        else if (s > 0) factor[i * STRIDE + i] = Math.sqrt(s);
         else return false;
       }
     return true;
@@ -266,23 +266,23 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   function solveLower(n, x) {
     for (let i = 0; i < n; i++) {
       let s = x[i];
-      for (let k = 0; k < i; k++) s -= factor[i * N + k] * x[k];
-      x[i] = s / factor[i * N + i];
+      for (let k = 0; k < i; k++) s -= factor[i * STRIDE + k] * x[k];
+      x[i] = s / factor[i * STRIDE + i];
     }
   }
 
   function solveUpper(n, x) {
     for (let i = n - 1; i >= 0; i--) {
-      x[i] /= factor[i * N + i];
-      for (let k = 0; k < i; k++) x[k] -= factor[i * N + k] * x[i];
+      x[i] /= factor[i * STRIDE + i];
+      for (let k = 0; k < i; k++) x[k] -= factor[i * STRIDE + k] * x[i];
     }
   }
 
   // Levenberg-Marquardt in place; returns the objective. Gives up a start whose pace cannot bring it to `goal`.
-  function fit(theta, number, evidence, goal, iterations = ITERATIONS) {
+  function fit(theta, number, evidence, goal) {
     const n = 3 * number;
     let damping = 1e-2, stale = true, cost = objective(theta, number, evidence);
-    for (let round = 0; round < iterations; round++) {
+    for (let round = 0; round < ITERATIONS; round++) {
       if (stale) normalEquations(theta, number, evidence);
       stale = false;
       if (!cholesky(n, damping)) {
@@ -314,13 +314,13 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
 
   function localShape(theta, number, evidence) {
     normalEquations(theta, number, evidence);
-    for (let k = 0; k < number; k++) for (let a = 3 * k; a < 3 * k + 2; a++) matrix[a * N + a] += RIDGE;
+    for (let k = 0; k < number; k++) for (let a = 3 * k; a < 3 * k + 2; a++) matrix[a * STRIDE + a] += RIDGE;
     return cholesky(3 * number, 0);
   }
 
   function logDeterminant(n) {
     let total = 0;
-    for (let a = 0; a < n; a++) total += 2 * Math.log(factor[a * N + a]);
+    for (let a = 0; a < n; a++) total += 2 * Math.log(factor[a * STRIDE + a]);
     return total;
   }
 
@@ -376,7 +376,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       let bestHere = FREE;
       for (let start = 0; start < tries; start++) {
         if (start === PILOT && bestHere > best + PROMISING) break;
-        const theta = new Float64Array(N);
+        const theta = new Float64Array(STRIDE);
         theta.set(starts[number][start]);
         const cost = fit(theta, number, evidence, best + RELEVANT);
         bestHere = Math.min(bestHere, cost);
@@ -486,7 +486,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
         solveUpper(n, direction);
       } else {
         const one = whole(Math.min(stored, HISTORY)), two = whole(Math.min(stored, HISTORY));
-        for (let a = 0; a < n; a++) direction[a] = history[one * N + a] - history[two * N + a];
+        for (let a = 0; a < n; a++) direction[a] = history[one * STRIDE + a] - history[two * STRIDE + a];
         if (one === two) continue;
       }
       const moved = sliceStep(theta, number, evidence, cap);
@@ -494,7 +494,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       if (evidence.exact) cap = Math.min(cap, current);
       if (turn % 3 === 0) {
         const slot = stored < HISTORY ? stored : whole(HISTORY);
-        for (let a = 0; a < n; a++) history[slot * N + a] = theta[a];
+        for (let a = 0; a < n; a++) history[slot * STRIDE + a] = theta[a];
         stored++;
       }
       if (turn >= burnIn && (turn - burnIn + 1) % every === 0 && got < keep) states[got++] = theta.slice();
@@ -505,13 +505,13 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
 
   // Log prior mass of the region that states fill evenly.
   function logVolume(states, number) {
-    const n = 3 * number, half = 0.5 * n, mean = new Float64Array(N);
+    const n = 3 * number, half = 0.5 * n, mean = new Float64Array(STRIDE);
     for (const state of states) for (let a = 0; a < n; a++) mean[a] += state[a] / states.length;
     for (let a = 0; a < n; a++)
       for (let b = 0; b <= a; b++) {
         let s = a === b ? 1e-10 : 0;
         for (const state of states) s += ((state[a] - mean[a]) * (state[b] - mean[b])) / (states.length - 1);
-        matrix[a * N + b] = s;
+        matrix[a * STRIDE + b] = s;
       }
     if (!cholesky(n, 0)) return -FREE;
     const ellipsoid = half * Math.log(Math.PI) - logGammaOfHalf(n + 2) + half * Math.log(n + 2);
@@ -543,11 +543,14 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       filled += keep;
       groups.push({ number, logWeight, drawn });
     }
-    const states = groups.flatMap(({ number, logWeight, drawn }) =>
-      drawn.map((theta) => ({ theta, number, weight: Math.exp(logWeight - top) / drawn.length })));
-    const sum = states.reduce((s, state) => s + state.weight, 0);
-    for (const state of states) state.weight /= sum;
-    return states;
+    return normalised(groups.flatMap(({ number, logWeight, drawn }) =>
+      drawn.map((theta) => ({ theta, number, weight: Math.exp(logWeight - top) / drawn.length }))));
+  }
+
+  function normalised(weighted) {
+    const total = weighted.reduce((sum, { weight }) => sum + weight, 0);
+    for (const one of weighted) one.weight /= total;
+    return weighted;
   }
 
   // Order targets like the reference's, exchanging pairs while that lowers the sum of squared distances.
@@ -590,7 +593,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     const heaviest = states.filter((s) => s.number === number).reduce((a, b) => (b.weight > a.weight ? b : a));
     let mean = heaviest.theta.slice();
     for (let round = 0; round < 4; round++) {
-      const following = new Float64Array(N);
+      const following = new Float64Array(STRIDE);
       for (const state of states) {
         if (state.number !== number) continue;
         align(state.theta, number, mean);
@@ -665,11 +668,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       }
       return weight;
     });
-    answer.shares = countShares(modes.map(({ number }, k) => ({ number, weight: Math.exp(laplace[k] - top) })));
-    const sum = answer.shares.reduce((a, b) => a + b);
-    answer.shares = answer.shares.map((share) => share / sum);
-    answer.laplace = laplace;
-    answer.modes = modes;
+    answer.shares = countShares(normalised(modes.map(({ number }, k) => ({ number, weight: Math.exp(laplace[k] - top) }))));
     const spread = Math.max(...answer.errors.map(({ xx, yy }) => xx + yy));
     if (misfit <= 1 && spread < CERTAIN ** 2 && second < top - ALONE) return answer;
     const order = laplace.map((_, k) => k).sort((a, b) => laplace[b] - laplace[a]);
@@ -712,7 +711,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     return { cell, targets, shares, states };
   }
 
-  return { solve, readWindow, objective, fit, findModes, laplaceWeight, solveFrame, uniform, seed, side, value, slope };
+  return { solve, readWindow, objective, findModes, laplaceWeight };
 }
 
-export default { createSolver, randomStream, crc32, calibrated, logGammaOfHalf };
+export default { createSolver, randomStream, calibrated };

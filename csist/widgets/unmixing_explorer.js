@@ -3,7 +3,7 @@
 // Rules kept for the static page: nothing is imported, and there is exactly one export, the default.
 // Convention of the whole project: x is the ROW and points down, y is the COLUMN and points right.
 
-const SIGMA = 0.5, BITS = 8, SIZE = 11; // as CSIST-100K
+const SIGMA = 0.5, BITS = 8, SIZE = 11, FULL = 2 ** BITS - 1; // as CSIST-100K
 const REACH = 1; // px that targets may lie from the middle of the pixel shown
 const MOST_INTENSITY = 320;
 const { h, s } = psf;
@@ -12,7 +12,7 @@ const { h, s } = psf;
 const sensed = (targets) => psf.digitise(psf.expected(targets, SIGMA, SIZE), BITS, true);
 
 // A solver for one tier and one assumed width.
-const solverFor = (settings, tier, sigma) => offgrid.createSolver(settings, { tier, sigma, size: SIZE, fullScale: 2 ** BITS - 1 });
+const solverFor = (settings, tier, sigma) => offgrid.createSolver(settings, { tier, sigma, size: SIZE, fullScale: FULL });
 
 // Which of the solver's rules a scene breaks, in words.
 function brokenRules(targets, { distance, intensity: [dim, bright] }) {
@@ -56,7 +56,8 @@ function render({ model, el }) {
   let frame = null, found = null, milliseconds = 0, pending = 0, speak = 0;
 
   // ---- elements ----------------------------------------------------------------------------------------------------
-  const sheet = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "psfx-zoom unmix-sheet", role: "group", "aria-label": "The pixel of the cluster, magnified; its targets can be moved" });
+  const sheet = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "psfx-zoom unmix-sheet", role: "group" });
+  sheet.setAttribute("aria-label", "The pixel of the cluster, magnified; its targets can be moved");
   const back = s("g", { "aria-hidden": "true" }), knobs = s("g"), front = s("g", { "aria-hidden": "true", class: "psfx-front" });
   sheet.append(back, knobs, front);
   const small = s("svg", { viewBox: `0 0 ${SMALL} ${SMALL}`, class: "psfx-zoom unmix-frame", role: "img" });
@@ -94,11 +95,13 @@ function render({ model, el }) {
   const root = h("div", { class: "psfx unmix", role: "group", "aria-label": "Unmixing explorer" },
     h("div", { class: "psfx-views" },
       h("div", { class: "unmix-large" }, h("p", { class: "unmix-head" }, "truth (\u25CB) and answer (\u00D7)"), sheet),
-      h("div", { class: "unmix-side" }, h("p", { class: "unmix-head" }, "what the sensor reports"), small, h("p", { class: "unmix-head" }, "how many? (\u25CB true)"), howMany)),
+      h("div", { class: "unmix-side" },
+        h("p", { class: "unmix-head" }, "what the sensor reports"), small, h("p", { class: "unmix-head" }, "how many? (\u25CB true)"), howMany)),
     readout, rules, live, scroll, controls,
-    h("p", { class: "psfx-help" }, "Drag a numbered circle, or focus it and use the arrow keys (0.05 px; with Shift 0.01 px). Lettered crosses are the solver's answer, "
-      + "ellipses the standard deviations of its posterior, dots the answers that it sampled; no dots where one narrow valley needs no sampling. The hit probability is the "
-      + "mean over CSO-mAP's five distances, 0.05 to 0.25 px. A yellow line joins targets nearer than the solver was told; orange corners are saturated pixels."));
+    h("p", { class: "psfx-help" }, "Drag a numbered circle, or focus it and use the arrow keys (0.05 px; with Shift 0.01 px). Lettered crosses are the "
+      + "solver's answer, ellipses the standard deviations of its posterior, dots the answers that it sampled; no dots where one narrow valley needs no "
+      + "sampling. The hit probability is the mean over CSO-mAP's five distances, 0.05 to 0.25 px. A yellow line joins targets nearer than the solver was "
+      + "told; orange corners are saturated pixels."));
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab must not read keys pressed here as its own
   el.replaceChildren(root);
 
@@ -138,10 +141,10 @@ function render({ model, el }) {
     back.append(inside);
     for (let i = centre[0] - 1; i <= centre[0] + 1; i++)
       for (let j = centre[1] - 1; j <= centre[1] + 1; j++) {
-        const on = i >= 0 && j >= 0 && i < SIZE && j < SIZE, v = on ? frame[i * SIZE + j] : 0;
+        const measured = i >= 0 && j >= 0 && i < SIZE && j < SIZE, v = measured ? frame[i * SIZE + j] : 0;
         const box = { x: across(j - 0.5), y: down(i - 0.5), width: SCALE, height: SCALE };
-        inside.append(s("rect", on ? { ...box, fill: psf.grey(v, vmax), class: "psfx-px" } : { ...box, class: "unmix-beside" }));
-        if (on && v >= 2 ** BITS - 1) inside.append(s("path", { d: corner(box.y, box.x, SCALE), class: "psfx-saturated" }));
+        inside.append(s("rect", measured ? { ...box, fill: psf.grey(v, vmax), class: "psfx-px" } : { ...box, class: "unmix-beside" }));
+        if (v >= FULL) inside.append(s("path", { d: corner(box.y, box.x, SCALE), class: "psfx-saturated" }));
       }
     for (const step of [-1, -0.5, 0, 0.5, 1]) {
       back.append(s("text", { x: across(centre[1] + step), y: TOP - 6, "text-anchor": "middle", class: "psfx-tick" }, centre[1] + step));
@@ -154,7 +157,8 @@ function render({ model, el }) {
     const near = psf.closestPair(targets);
     if (near.d < prior.distance) {
       const [p, q] = [targets[near.a], targets[near.b]];
-      for (const kind of ["psfx-under", "psfx-link"]) front.append(s("line", { x1: across(p[1]), y1: down(p[0]), x2: across(q[1]), y2: down(q[0]), class: kind }));
+      const ends = { x1: across(p[1]), y1: down(p[0]), x2: across(q[1]), y2: down(q[0]) };
+      for (const kind of ["psfx-under", "psfx-link"]) front.append(s("line", { ...ends, class: kind }));
     }
     const inside = s("svg", { x: LEFT, y: TOP, width: SIDE, height: SIDE, viewBox: `${LEFT} ${TOP} ${SIDE} ${SIDE}` });
     front.append(inside);
@@ -167,8 +171,9 @@ function render({ model, el }) {
     found.targets.forEach(({ x, y, xx, yy, xy, score }, k) => {
       const { major, minor, angle } = psf.errorEllipse(xx, yy, xy), cx = across(y), cy = down(x);
       // The longer axis lies along x, down the page, before it turns by the angle towards y: to the right, against the clock.
-      const [rx, ry] = [minor, major].map((half) => Math.max(1, model.get("deviations") * half * SCALE)), axes = { cx, cy, rx, ry, transform: `rotate(${(-180 / Math.PI) * angle} ${cx} ${cy})` };
-      for (const kind of ["unmix-ellipse-under", "unmix-ellipse"]) inside.append(s("ellipse", { ...axes, class: kind }));
+      const [rx, ry] = [minor, major].map((half) => Math.max(1, model.get("deviations") * half * SCALE));
+      const ellipse = { cx, cy, rx, ry, transform: `rotate(${(-180 / Math.PI) * angle} ${cx} ${cy})` };
+      for (const kind of ["unmix-ellipse-under", "unmix-ellipse"]) inside.append(s("ellipse", { ...ellipse, class: kind }));
       for (const kind of ["unmix-cross unmix-halo", "unmix-cross"]) inside.append(s("path", { d: `M${cx - 5} ${cy - 5}l10 10m0 -10l-10 10`, class: kind }));
       const label = cx < LEFT + SIDE - 64 ? { x: cx + 11 } : { x: cx - 11, "text-anchor": "end" }; // stays on the sheet
       inside.append(s("text", { ...label, y: Math.max(TOP + 12, cy - 9), class: "unmix-letter" }, `${letter(k)} ${percent(score)}%`));
@@ -198,15 +203,17 @@ function render({ model, el }) {
       for (let j = 0; j < SHOWN; j++) {
         const v = frame[(first[0] + i) * SIZE + first[1] + j], x = EDGE + j * CELL, y = EDGE + i * CELL;
         small.append(s("rect", { x, y, width: CELL, height: CELL, fill: psf.grey(v, vmax), class: "psfx-px" }));
-        if (v >= 2 ** BITS - 1) small.append(s("path", { d: corner(y, x, CELL), class: "psfx-saturated" }));
-        small.append(s("text", { x: x + CELL / 2, y: y + CELL / 2 + 4.5, "text-anchor": "middle", class: v > 0.55 * vmax ? "unmix-level unmix-dark" : "unmix-level" }, v));
+        if (v >= FULL) small.append(s("path", { d: corner(y, x, CELL), class: "psfx-saturated" }));
+        const ink = v > 0.55 * vmax ? "unmix-level unmix-dark" : "unmix-level";
+        small.append(s("text", { x: x + CELL / 2, y: y + CELL / 2 + 4.5, "text-anchor": "middle", class: ink }, v));
       }
     for (let k = 0; k < SHOWN; k++) {
       small.append(s("text", { x: EDGE + (k + 0.5) * CELL, y: EDGE - 6, "text-anchor": "middle", class: "psfx-tick" }, first[1] + k));
       small.append(s("text", { x: EDGE - 6, y: EDGE + (k + 0.5) * CELL + 4, "text-anchor": "end", class: "psfx-tick" }, first[0] + k));
     }
-    const saturated = frame.reduce((n, v) => n + (v >= 2 ** BITS - 1), 0);
-    small.append(s("rect", { x: EDGE + (centre[1] - first[1]) * CELL, y: EDGE + (centre[0] - first[0]) * CELL, width: CELL, height: CELL, class: "unmix-window" }));
+    const saturated = frame.reduce((n, v) => n + (v >= FULL), 0);
+    const middle = { x: EDGE + (centre[1] - first[1]) * CELL, y: EDGE + (centre[0] - first[0]) * CELL };
+    small.append(s("rect", { ...middle, width: CELL, height: CELL, class: "unmix-window" }));
     small.setAttribute("aria-label", `Grey levels about the cluster; the brightest pixel is ${vmax}, ${plural(saturated, "pixel")} saturated`);
   }
 
@@ -218,16 +225,17 @@ function render({ model, el }) {
       mark.textContent = k + 1 === truth ? "\u25CB" : "";
       line.classList.toggle("unmix-chosen", k + 1 === found.targets.length);
     });
-    howMany.setAttribute("aria-label", `Probability of each number of targets: ${shares.map((share, k) => `${k + 1}, ${percent(share)} percent`).join("; ")}`);
+    const spoken = shares.map((share, k) => `${k + 1}, ${percent(share)} percent`).join("; ");
+    howMany.setAttribute("aria-label", `Probability of each number of targets: ${spoken}`);
   }
 
   const nearestTruth = ({ x, y }, targets) => Math.min(...targets.map((t) => Math.hypot(t[0] - x, t[1] - y)));
 
   function describe(targets) {
-    const count = found.targets.length, verdict = count === targets.length ? "as many as there are" : `there ${targets.length === 1 ? "is" : "are"} ${targets.length}`;
-    const text = `${plural(count, "target")} found, ${verdict}`, broken = brokenRules(targets, prior);
+    const count = found.targets.length, truth = targets.length, broken = brokenRules(targets, prior);
+    const text = `${plural(count, "target")} found, ${count === truth ? "as many as there are" : `there ${truth === 1 ? "is" : "are"} ${truth}`}`;
     readout.replaceChildren(h("strong", {}, text), `; solved in ${milliseconds < 10 ? milliseconds.toFixed(1) : milliseconds.toFixed(0)} ms.`);
-    rules.textContent = broken.length ? `The scene breaks what the solver was told: ${broken.join("; ")}.` : "The scene keeps the rules that the solver was told.";
+    rules.textContent = broken.length ? `The scene breaks what the solver was told: ${broken.join("; ")}.` : "The scene is as the solver was told.";
     rules.classList.toggle("unmix-broken", broken.length > 0);
     clearTimeout(speak); // a screen reader hears the result, not every step of a drag
     const sure = count ? ` Hit probabilities ${found.targets.map((t) => percent(t.score)).join(", ")} percent.` : "";
@@ -235,10 +243,13 @@ function render({ model, el }) {
   }
 
   function fillTable(targets) {
-    const head = h("tr", {}, ...["answer", "hit probability", "x [px]", "y [px]", "intensity", "off by [px]"].map((name) => h("th", { scope: "col" }, name)));
-    const body = found.targets.map((t, k) => h("tr", {}, h("th", { scope: "row" }, letter(k)), h("td", {}, `${percent(t.score)} %`),
-      h("td", {}, `${t.x.toFixed(3)} \u00B1 ${deviation(t.xx)}`), h("td", {}, `${t.y.toFixed(3)} \u00B1 ${deviation(t.yy)}`), h("td", {}, t.intensity.toFixed(1)),
-      h("td", {}, nearestTruth(t, targets).toFixed(3))));
+    const names = ["answer", "hit probability", "x [px]", "y [px]", "intensity", "off by [px]"];
+    const head = h("tr", {}, ...names.map((name) => h("th", { scope: "col" }, name)));
+    const withError = (value, square) => `${value.toFixed(3)} \u00B1 ${deviation(square)}`;
+    const body = found.targets.map((t, k) => {
+      const cells = [`${percent(t.score)} %`, withError(t.x, t.xx), withError(t.y, t.yy), t.intensity.toFixed(1), nearestTruth(t, targets).toFixed(3)];
+      return h("tr", {}, h("th", { scope: "row" }, letter(k)), ...cells.map((text) => h("td", {}, text)));
+    });
     table.replaceChildren(h("thead", {}, head), h("tbody", {}, ...body));
   }
 
@@ -257,8 +268,9 @@ function render({ model, el }) {
     const key = centre.join();
     if (![...place.input.options].some((o) => o.value === key)) place.input.append(h("option", { value: key }, `(${centre.join(", ")})`));
     place.input.value = key;
-    const sigma = model.get("assumed_sigma"), wrong = 100 * (sigma / SIGMA - 1), shown = `${wrong > 0.05 ? "+" : ""}${+wrong.toFixed(1)} %`.replace("-", "\u2212");
-    width.show(wrong, shown, `${sigma} pixels, ${Math.abs(wrong) < 0.05 ? "right" : `${Math.abs(wrong).toFixed(1)} percent too ${wrong > 0 ? "wide" : "narrow"}`}`);
+    const sigma = model.get("assumed_sigma"), wrong = +(100 * (sigma / SIGMA - 1)).toFixed(1);
+    const judged = wrong === 0 ? "right" : `${Math.abs(wrong)} percent too ${wrong > 0 ? "wide" : "narrow"}`;
+    width.show(wrong, `${wrong > 0 ? "+" : ""}${wrong} %`.replace("-", "\u2212"), `${sigma} pixels, ${judged}`);
     effort.input.value = model.get("tier");
     ellipses.input.value = String(model.get("deviations"));
     samples.input.checked = model.get("samples");
@@ -347,8 +359,10 @@ function render({ model, el }) {
   };
   for (const name of NAMES) model.on("change:" + name, changed);
   Object.defineProperty(root, "csist", { // read by the tests
-    get: () => ({ frame: [...frame], targets: get(), sigma: SIGMA, size: SIZE, bits: BITS, clip: true, assumed: model.get("assumed_sigma"), tier: model.get("tier"),
-      answer: found.targets, shares: [...found.shares], sampled: found.states.length, milliseconds, selected, done: !pending }),
+    get: () => ({
+      frame: [...frame], targets: get(), sigma: SIGMA, size: SIZE, bits: BITS, clip: true, assumed: model.get("assumed_sigma"), tier: model.get("tier"),
+      answer: found.targets, shares: [...found.shares], sampled: found.states.length, milliseconds, selected, done: !pending,
+    }),
   });
   work();
   return () => {
