@@ -365,6 +365,7 @@ function render({ model, el }) {
     }),
   });
   work();
+  schedule(); // once more, for the time that it takes when the browser has compiled the solver
   return () => {
     abort.abort();
     cancelAnimationFrame(pending);
