@@ -134,6 +134,27 @@ def test_model_viewer_follows_the_keys(pages, path):
         assert visit.errors == []
 
 
+@pytest.mark.parametrize("path", [p for p in PAGES if "unmix-sheet" in (HTML / p).read_text(encoding="utf8")])
+def test_unmixing_explorer_follows_the_keys(pages, path):
+    offgrid = pytest.importorskip("csist.solvers.offgrid")
+    with Visit(pages, path) as visit:
+        page = visit.page
+        page.wait_for_selector(".unmix .psfx-handle")
+        read = lambda: page.locator(".unmix").first.evaluate("e => e.csist")
+        before = read()
+        page.locator(".unmix .psfx-handle").first.focus()
+        for key in ["ArrowDown", "ArrowRight", "Shift+ArrowUp"]:
+            page.keyboard.press(key)
+        page.wait_for_function("() => document.querySelector('.unmix').csist.done")
+        after = read()
+        np.testing.assert_allclose(np.subtract(after["targets"][0], before["targets"][0]), [0.04, 0.05, 0], atol=1e-9)
+        for s in (before, after):
+            wanted = offgrid.unmix_offgrid(np.reshape(s["frame"], (1, 11, 11)), tier=s["tier"])
+            found = sorted([t["x"], t["y"]] for t in s["answer"])
+            np.testing.assert_allclose(found, sorted(wanted.xy[0].tolist()), atol=0.01)
+        assert visit.errors == []
+
+
 def test_paired_notebooks_agree():
     """Each notebook's two forms hold the same cells, and the .ipynb holds no outputs."""
     jupytext = pytest.importorskip("jupytext")

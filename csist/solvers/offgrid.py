@@ -17,7 +17,8 @@ says; nothing needs training. The work, frame by frame:
    within which the samples have a target: a calibrated probability of a hit.
 
 With read noise, or where the box is empty because the model is not quite true, a Gaussian likelihood takes the box's place.
-The kernels are in ``_offgrid_kernels.py`` and need numba.
+The kernels are in ``_offgrid_kernels.py`` and need numba; ``csist/widgets/offgrid_solver.js`` repeats them for the book's page, so a change here is a
+change there, and ``tests/test_unmixing_explorer.py`` compares the two.
 """
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 // Rules kept for the static page: nothing is imported, and there is exactly one export, the default.
 // Convention of the whole project: x is the ROW and points down, y is the COLUMN and points right.
 
-const SVG = "http://www.w3.org/2000/svg";
 const SIGMA = 0.5, BITS = 8, SIZE = 11; // as CSIST-100K
 const MOST = 3000; // iterations, as in the paper's reference toolkit
 const THRESHOLD = 50; // a sub-pixel of at least so many grey levels counts as a detection
@@ -101,19 +100,7 @@ function solve(targets, iterations, settings) {
 
 // ---- helpers of the page -------------------------------------------------------------------------------------------
 
-function tag(name, attributes = {}, ...children) {
-  const e = document.createElement(name);
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-  e.append(...children);
-  return e;
-}
-
-function shape(name, attributes = {}, text) {
-  const e = document.createElementNS(SVG, name);
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-  if (text !== undefined) e.textContent = text;
-  return e;
-}
+const { h: tag, s: shape } = psf;
 
 // The slider of iterations: 0, 1, ... 10 one by one, then in equal ratios to 3000.
 const POSITIONS = 110;

@@ -8,10 +8,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-import re
 from pathlib import Path
 
-from csist.widgets.widgets import HERE, static_html  # first: it says how to install what is missing
+from csist.widgets.widgets import HERE, join_modules, static_html  # first: it says how to install what is missing
 
 import anywidget  # isort: skip
 import numpy as np
@@ -26,12 +25,7 @@ MOST = 3000  # iterations: the reference toolkit's number
 
 def front_end(folder: Path = HERE) -> tuple[str, str]:
     """Module and style of the page: the PSF explorer's first, as the constant ``psf``, so that optics and sensor are written down once."""
-    optics, solver = ((folder / f"{name}_explorer.js").read_text(encoding="utf8") for name in ("psf", "ista"))
-    optics, exports = re.subn(r"^export default ", "return ", optics, flags=re.M)
-    if exports != 1:
-        raise ValueError("psf_explorer.js must have exactly one default export")
-    style = "\n".join((folder / f"{name}_explorer.css").read_text(encoding="utf8") for name in ("psf", "ista"))
-    return f"const psf = (() => {{\n{optics}\n}})();\n{solver}", style
+    return join_modules(folder, "ista_explorer", psf="psf_explorer")
 
 
 class IstaExplorer(anywidget.AnyWidget):

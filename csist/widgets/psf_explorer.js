@@ -138,6 +138,12 @@ function covarianceBound(information, m) {
   });
 }
 
+// Half axes and angle from x towards y [rad] of the ellipse of a covariance (csist.limits.error_ellipse).
+function errorEllipse(xx, yy, xy) {
+  const largest = (xx + yy) / 2 + Math.hypot((xx - yy) / 2, xy), smallest = Math.max(xx * yy - xy * xy, 0) / (largest || 1);
+  return { major: Math.sqrt(largest), minor: Math.sqrt(smallest), angle: Math.atan2(2 * xy, xx - yy) / 2 };
+}
+
 // One-sigma error ellipse of each target: { x, y, intensity: smallest deviations; major, minor [px]; angle from x towards y [rad] } (crlb, error_ellipse).
 // Without rounding there is no noise and no bound: null.
 function errorBounds(targets, sigma, size, bits, clip) {
@@ -148,8 +154,7 @@ function errorBounds(targets, sigma, size, bits, clip) {
     const bound = { x: Math.sqrt(xx), y: Math.sqrt(yy), intensity: Math.sqrt(at(2, 2)) };
     if (!(xx < Infinity && yy < Infinity))
       return { ...bound, major: Infinity, minor: Math.sqrt(Math.min(xx, yy)), angle: xx < Infinity ? Math.PI / 2 : yy < Infinity ? 0 : NaN };
-    const largest = (xx + yy) / 2 + Math.hypot((xx - yy) / 2, xy), smallest = Math.max(xx * yy - xy * xy, 0) / (largest || 1);
-    return { ...bound, major: Math.sqrt(largest), minor: Math.sqrt(smallest), angle: Math.atan2(2 * xy, xx - yy) / 2 };
+    return { ...bound, ...errorEllipse(xx, yy, xy) };
   });
 }
 
@@ -493,4 +498,7 @@ function render({ model, el }) {
   };
 }
 
-export default { render, expected, digitise, erf, erfcx, shareOfInformation, errorBounds };
+// The other explorers build on this one: what follows `render` is theirs.
+export default {
+  render, expected, digitise, erf, erfcx, shareOfInformation, errorBounds, errorEllipse, pixelProfile, pixelProfileDerivative, rint, closestPair, randomCluster, grey, h, s,
+};
