@@ -4,11 +4,25 @@ A row joins what the paper prints (columns ``paper_*``, from ``reproduce/paper/*
 ``reproduce/results/*.json``). The two never mix: a method without a result file has no ``ours_*`` score, whatever the paper says about it.
 
 Everything that a page needs is a name of this package; its modules follow the order of the work: ``sources`` (files), ``selection`` (which rows) and ``rows``,
-``layout`` and ``tables``, ``sentences``, ``ceilings``, ``live`` (evaluation while a page is made), ``remake`` (training again), ``parameters``, ``pictures``.
+``layout`` and ``tables``, ``sentences``, ``ceilings``, ``live`` (evaluation while a page is made), ``learning``, ``remake`` (training again), ``parameters``,
+``pictures``.
 """
 # ruff: noqa: F401 (this file only passes names on)
 from csist.reporting.ceilings import Ceilings, describe_ceilings, grid_ceilings
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent
+from csist.reporting.learning import (
+    common_budget,
+    describe_learning,
+    describe_places,
+    describe_ranking,
+    learning_table,
+    nearest_distance,
+    plot_detection,
+    rank_scores,
+    ranking_rows,
+    ranking_table,
+    trained_rows,
+)
 from csist.reporting.live import (
     FEW_FRAMES,
     PIECE,

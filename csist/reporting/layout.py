@@ -46,13 +46,19 @@ class Table:
         return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
     def html(self) -> str:
-        """The table in HTML: scrolls sideways on narrow screens, takes its colours from the page, names rows and columns for screen readers."""
+        """The table in HTML: scrolls sideways under its row names where it is too wide, takes its colours from the page, names rows and columns for screen
+        readers, and brings its own style sheet."""
         head = "".join(f"<tr>{line}</tr>" for line in (self._group_heads(), self._heads()) if line)
         body = "".join(f"<tr>{self._line(line)}</tr>" for line in self.cells)
-        region = f'<div role="region" tabindex="0" aria-label="{html.escape(self.caption, quote=True)}" style="overflow-x: auto; margin: 1em 0">'
-        caption = f'<caption style="caption-side: top; text-align: left; padding-bottom: 0.5em; color: inherit">{html.escape(self.caption)}</caption>'
-        style = "border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit"
-        return f'{region}<table style="{style}">{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>'
+        region = f'<div class="csist-table" role="region" tabindex="0" aria-label="{html.escape(self.caption, quote=True)}">'
+        caption = f"<caption>{html.escape(self.caption)}</caption>"
+        return f'<style>{STYLE}</style>{region}<table class="csist-table">{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+    @property
+    def _starts(self) -> list[bool]:
+        """Whether a column is the first of a group."""
+        groups = [group for group, _ in self.columns]
+        return [number > 0 and groups[number] != groups[number - 1] for number in range(len(groups))]
 
     def _group_heads(self) -> str:
         if not any(group for group, _ in self.columns):
@@ -63,15 +69,15 @@ class Table:
                 spans[-1][1] += 1
             else:
                 spans.append([group, 1])
-        return "".join(_head(group, "colgroup", f' colspan="{span}"', "center") if group else f'<td colspan="{span}"></td>' for group, span in spans)
+        cell = lambda group, span: f'<th scope="colgroup" colspan="{span}" class="start">{html.escape(group)}</th>' if group else f'<td colspan="{span}"></td>'
+        return "".join(cell(group, span) for group, span in spans)
 
     def _heads(self) -> str:
-        return "".join(_head(name, "col", "", "right" if number else "left") for number, (_, name) in enumerate(self.columns))
+        return "".join(f'<th scope="col"{_class(start)}>{html.escape(name)}</th>' for start, (_, name) in zip(self._starts, self.columns))
 
-    @staticmethod
-    def _line(line) -> str:
-        cells = "".join(f'<td style="{CELL}; text-align: right; white-space: nowrap">{html.escape(cell)}</td>' for cell in line[1:])
-        return _head(line[0], "row", "", "left") + cells
+    def _line(self, line) -> str:
+        cells = (f"<td{_class(start, len(text) > LONG and LONG_CELL)}>{html.escape(text)}</td>" for start, text in zip(self._starts[1:], line[1:]))
+        return f'<th scope="row"{_class(len(line[0]) > 40 and LONG_CELL)}>{html.escape(line[0])}</th>' + "".join(cells)
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.markdown()}"
@@ -83,14 +89,34 @@ class Table:
         return repr(self)
 
 
-CELL = "padding: 0.25em 0.5em; border-bottom: 1px solid currentColor; background: none; color: inherit"
+LONG, LONG_CELL = 36, "long"  # characters from which on a cell is a sentence that may wrap
+STYLE = """
+div.csist-table { overflow-x: auto; margin: 1em 0; --csist-card: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
+.bd-article div.csist-table table.csist-table { display: table; width: auto; }
+table.csist-table { border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit; font-size: 0.9em; margin: 0; }
+table.csist-table caption { caption-side: top; text-align: left; padding-bottom: 0.5em; color: inherit; }
+table.csist-table :is(th, td) { padding: 0.25em 0.5em; border: 0; border-bottom: 1px solid color-mix(in srgb, currentColor 30%, transparent);
+  background: none; color: inherit; text-align: right; white-space: nowrap; }
+table.csist-table thead th { white-space: normal; vertical-align: bottom; }
+table.csist-table thead tr:last-child :is(th, td) { border-bottom: 1px solid currentColor; }
+table.csist-table thead th[scope=colgroup] { text-align: center; font-style: italic; font-weight: normal; }
+table.csist-table .start { border-left: 1px solid color-mix(in srgb, currentColor 30%, transparent); }
+table.csist-table :is(th[scope=row], thead th[scope=col]:first-child) { text-align: left; position: sticky; left: 0; background: var(--csist-card); }
+table.csist-table td.long { text-align: left; white-space: normal; min-width: 14em; }
+table.csist-table th.long { white-space: normal; min-width: 12em; font-weight: normal; }
+@media (max-width: 576px) { table.csist-table th[scope=row] { white-space: normal; max-width: 9em; } }
+html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(table.csist-table) { background: transparent; color: inherit; padding: 0; }
+"""
 
 
-def _head(text: str, scope: str, extra: str, align: str) -> str:
-    wrap = "white-space: normal"
-    if scope == "row":  # a name stays on one line, a sentence may wrap
-        wrap = "white-space: nowrap" if len(text) <= 40 else "white-space: normal; min-width: 15em; font-weight: normal"
-    return f'<th scope="{scope}"{extra} style="{CELL}; text-align: {align}; {wrap}">{html.escape(text)}</th>'
+def _class(*conditions) -> str:
+    """A class attribute of a cell: "start" for a true condition, a name for itself, nothing where none holds.
+
+    >>> _class(True, "long"), _class(False, False)
+    (' class="start long"', '')
+    """
+    names = ["start" if condition is True else condition for condition in conditions if condition]
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def make_table(rows, columns: list[Column], caption: str) -> Table:

@@ -1,4 +1,4 @@
-"""CFGN, the cross-scale feature-guided network, a super-resolution row of the paper's Tables 1 and 3.
+"""CFGN, the context feature guided network, a super-resolution row of the paper's Tables 1 and 3.
 
 Each block distils: after every stage half of the channels are put aside, and at its end all that was put aside is mixed and weighed channel by channel.
 """

@@ -1,0 +1,245 @@
+r"""Does a table compare architectures, or how long they were trained? (book page "Table 1")
+
+At c = 3 a score has three parts. *Detection*: AP-25 is close to 1 when every target is found, for every sub-pixel's centre is within 0.236 px of its targets.
+*The grid*: perfect detection with meaningless ranks scores :func:`csist.reporting.grid_ceilings`'s first number, and no more. *Ranking*: brightness that knows
+how well a target fits its sub-pixel adds to that. The histories of the runs and a shuffle of the ranks tell the three apart.
+"""
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from csist.metrics import cso_map, is_border
+from csist.networks.registry import NETWORKS
+from csist.reporting.ceilings import Ceilings, grid_ceilings
+from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, signed
+from csist.reporting.live import Live
+from csist.reporting.rows import make_rows
+from csist.reporting.selection import variant_entry
+from csist.reporting.sentences import NEARLY_ALL, bullets
+from csist.reporting.sources import load_result
+from csist.scenes import Targets
+
+DRAWS = 20  # shuffles of the ranks
+MARKS = "osD^vP*X<>"
+
+
+# ---- histories --------------------------------------------------------------------------------------------------------
+
+
+def trained_rows(rows, folder: Path | None = None) -> list[dict]:
+    """The rows whose results have a history, and their networks' runs with the budget of the ablation, where those are finished; each with its ``history``."""
+    keys = {row["key"] for row in rows}
+    twins = [variant_entry(row["method"], "standard", f"{row['label']} (shorter)", {}, ratio=row["ratio"]) for row in rows if row["key"] == row["method"]]
+    more = make_rows([replace(twin, printed={}) for twin in twins if twin.key not in keys and load_result(twin.result, folder)], folder)
+    found = [{**row, "history": (load_result(row["result"], folder) or {}).get("history")} for row in [*rows, *more] if row["result"]]
+    return [row for row in found if row["history"]]
+
+
+def common_budget(rows) -> int | None:
+    """The number of samples that most rows were shown, if at least two share it."""
+    counted = Counter(row["ours_samples"] for row in rows if row["ours_samples"])
+    samples, times = max(counted.items(), key=lambda pair: (pair[1], -pair[0]), default=(None, 0))
+    return samples if times > 1 else None
+
+
+def score_at(history, samples: float) -> float | None:
+    """Best validation score among the entries up to a number of samples.
+
+    >>> score_at([{"samples": 80, "val_cso_map": 0.42}, {"samples": 160, "val_cso_map": 0.41}], 160), score_at([], 160)
+    (0.42, None)
+    """
+    return max((entry["val_cso_map"] for entry in history if entry["samples"] <= samples), default=None)
+
+
+def _last_quarter(row: dict) -> float | None:
+    """Validation points that the last quarter of the samples added."""
+    history = row["history"]
+    before, best = score_at(history, 0.75 * history[-1]["samples"]), score_at(history, np.inf)
+    return None if before is None else 100 * (best - before)
+
+
+def _best_ap25(row: dict) -> float | None:
+    best = max(row["history"], key=lambda entry: entry["val_cso_map"])
+    return best["val_ap"][-1] if "val_ap" in best else None
+
+
+def learning_table(trained) -> Table:
+    """How far each run had come on the way; ``trained`` is :func:`trained_rows`."""
+    budget = common_budget(trained)
+    columns = [
+        Column("", "samples shown", lambda row: number(row["ours_samples"], 0)),
+        Column("validation, best up to", "the first epoch", lambda row: percent(score_at(row["history"], row["history"][0]["samples"]))),
+        *([Column("validation, best up to", f"{budget:,} samples", lambda row: percent(score_at(row["history"], budget)))] if budget else []),
+        Column("validation, best up to", "the end", lambda row: percent(score_at(row["history"], np.inf))),
+        Column("", "gain of the last quarter", lambda row: signed(_last_quarter(row))),
+        Column("", "AP-25", lambda row: percent(_best_ap25(row))),
+    ]
+    return make_table(trained, columns, "Validation CSO-mAP × 100 on the way; AP-25 is that of the weights that were kept.")
+
+
+def describe_learning(trained) -> str:
+    """What training length and architecture are worth, as a Markdown list; ``trained`` is :func:`trained_rows`."""
+    budget = common_budget(trained)
+    if not budget:
+        return "- Fewer than two of these networks were shown equally many samples so far, so length and architecture cannot be told apart."
+    equal = sorted((row for row in trained if row["ours_samples"] == budget), key=lambda row: -row["ours_cso_map"])
+    good = [row for row in equal if (row["ours_ap25"] or 0) >= NEARLY_ALL]
+    sentences = [_describe_equal(equal, good, budget)]
+    longer = [row for row in trained if row["ours_samples"] > budget and score_at(row["history"], budget) is not None]
+    gains = {row["label"]: 100 * (score_at(row["history"], np.inf) - score_at(row["history"], budget)) for row in longer}
+    if gains:
+        listed = ", ".join(f"{label} {signed(gain)}" for label, gain in gains.items())
+        sentences.append(
+            f"**Longer.** Beyond their first {budget:,} samples the others gained, in validation points: {listed}. At that moment their learning rates "
+            "were still high, and a training made for this length would presumably have ended higher; read these gains as upper bounds."
+        )
+    sentences += _describe_twins(trained, budget)
+    if gains and len(good) > 1:
+        spread, most = 100 * (good[0]["ours_cso_map"] - good[-1]["ours_cso_map"]), max(gains.values())
+        verdict, place = "less than", "more about its architecture than about its training"
+        if most > spread:
+            verdict, place = "more than", "at least as much about its training as about its architecture"
+        sentences.append(
+            f"**So** training on was worth up to {most:.2f} points, {verdict} the {spread:.2f} that separate the architectures which were trained equally long "
+            f"and find nearly every target. A row's place among such rows says {place}; only rows of one length can be ranked."
+        )
+    return bullets(sentences)
+
+
+def _describe_equal(equal, good, budget: int) -> str:
+    text = f"**Equally long.** {len(equal)} networks were shown {budget:,} samples each."
+    if len(good) > 1:
+        text += (
+            f" The {len(good)} with an AP-25 of {percent(NEARLY_ALL, 0)} or more lie between {_named(good[-1])} and {_named(good[0])} on the test split."
+        )
+    others = [row for row in equal if row not in good]
+    if others:
+        listed = ", ".join(f"{row['label']} {percent(row['ours_cso_map'])}, with an AP-25 of {percent(row['ours_ap25'], 1)}" for row in others)
+        text += f" Behind, because they do not find all targets: {listed}."
+    return text
+
+
+def _named(row: dict) -> str:
+    return f"{percent(row['ours_cso_map'])} ({row['label']})"
+
+
+def _describe_twins(trained, budget: int) -> list[str]:
+    """What the same network scored with the common budget and with its own."""
+    short = {row["method"]: row for row in trained if row["key"].endswith("-standard")}
+    pairs = [(short[row["method"]], row) for row in trained if row["key"] == row["method"] in short and row["ours_samples"] > budget]
+    listed = ", ".join(f"{row['label']} {signed(100 * (row['ours_cso_map'] - twin['ours_cso_map']))}" for twin, row in pairs)
+    return [f"**The same network twice.** Test score of the longer training against that of the shorter one: {listed}."] if pairs else []
+
+
+def plot_detection(trained, ceilings: Ceilings):
+    """CSO-mAP against AP-25 at every validation of every run, and what random ranks would give; returns the figure, None without a history."""
+    import matplotlib.pyplot as plt
+
+    from csist.plotting import INK, method_colour, style
+
+    points = {row["label"]: (row, [(100 * e["val_ap"][-1], 100 * e["val_cso_map"]) for e in row["history"] if "val_ap" in e]) for row in trained}
+    points = {label: (row, some) for label, (row, some) in points.items() if some}
+    if not points:
+        return None
+    with style():
+        figure, (whole, near) = plt.subplots(1, 2, figsize=(7.6, 3.7))
+        for ax in (whole, near):
+            ax.plot([0, 100], [0, 100 * ceilings.random], color=INK, ls="--", lw=1.2, label="AP-25 × perfect detection, random ranks")
+            for (label, (row, some)), mark in zip(points.items(), MARKS * len(points)):
+                ax.plot(*zip(*some), color=method_colour(row["method"]), lw=0.8, marker=mark, ms=4, alpha=0.85, label=label)
+        lowest = min(x for _, some in points.values() for x, _ in some)
+        whole.set(xlim=(lowest - 3, 101), ylim=(0.9 * min(y for _, some in points.values() for _, y in some), 100 * ceilings.random + 2))
+        near.set(xlim=(93, 100), ylim=(0.93 * 100 * ceilings.random - 1.5, 100 * ceilings.random + 1.5), title="magnified")
+        whole.set_ylabel("validation CSO-mAP × 100")
+        figure.supxlabel("validation AP-25 × 100", fontsize=10)
+        figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+# ---- detection, grid and ranking --------------------------------------------------------------------------------------
+
+
+def nearest_distance(estimate: Targets, truth: Targets) -> np.ndarray:
+    """Distance of every detection to the nearest true target of its frame (n, detections) [px]; infinite where there is none.
+
+    >>> nearest_distance(Targets([[[5.0, 5.0]]], [[240.0]], [1]), Targets([[[5.3, 5.0], [5.0, 5.4]]], [[230.0, 230.0]], [2])).round(3).tolist()
+    [[0.3]]
+    """
+    difference = estimate.xy[:, :, None] - truth.xy[:, None]  # (n, detections, targets, 2)
+    return np.where(truth.mask[:, None], np.sqrt((difference**2).sum(-1)), np.inf).min(-1)
+
+
+def rank_scores(estimate: Targets, truth: Targets, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
+    """CSO-mAP of the same detections with shuffled ranks (mean over draws), with their own, and ranked by their true distance."""
+    rng, size = np.random.default_rng(seed), estimate.intensity.shape
+    shuffled = np.mean([cso_map(estimate.with_score(rng.random(size)), truth).map for _ in range(draws)])
+    best = cso_map(estimate.with_score(-np.minimum(nearest_distance(estimate, truth), 99.0)), truth).map
+    return float(shuffled), cso_map(estimate, truth).map, best
+
+
+def ranking_rows(rows, live: dict[str, Live], truth: Targets) -> list[dict]:
+    """For every row that was answered on this page: its label and ``shuffled``, ``own``, ``best``, the three of :func:`rank_scores`, with its ``frames``."""
+    answered = [(row, live[row["key"]]) for row in rows if row["key"] in live]
+    about = lambda row, now: {"key": row["key"], "method": row["method"], "label": row["label"], "frames": now.frames}
+    return [about(row, now) | dict(zip(("shuffled", "own", "best"), rank_scores(now.estimate, truth[: now.frames]))) for row, now in answered]
+
+
+def ranking_table(ranked, ceilings: Ceilings) -> Table:
+    """Where the points of each row come from; ``ranked`` is :func:`ranking_rows`, ``ceilings`` those of the same frames."""
+    perfect = {"label": "perfect detection on the grid", "frames": None, "shuffled": ceilings.random, "own": None, "best": ceilings.ranked}
+    columns = [
+        Column("", "frames", lambda row: number(row["frames"], 0)),
+        Column("CSO-mAP, ranked", "at random", lambda row: percent(row["shuffled"])),
+        Column("CSO-mAP, ranked", "by brightness", lambda row: percent(row["own"])),
+        Column("CSO-mAP, ranked", "by true distance", lambda row: percent(row["best"])),
+        Column("", "lost by detection", lambda row: MISSING if row is perfect else signed(100 * (row["shuffled"] - ceilings.random))),
+        Column("", "won by ranking", lambda row: MISSING if row is perfect else signed(100 * (row["own"] - row["shuffled"]))),
+    ]
+    return make_table([perfect, *ranked], columns, "The same detections in another order, CSO-mAP × 100 on the frames answered on this page.")
+
+
+def describe_ranking(ranked) -> str:
+    """Who detects best and who ranks best, as one Markdown paragraph."""
+    networks = [row for row in ranked if row["method"] in NETWORKS]
+    if len(networks) < 2:
+        return "Fewer than two networks were answered on this page, so there is nothing to compare."
+    detects, ranks = (max(networks, key=key) for key in (lambda row: row["shuffled"], lambda row: row["own"] - row["shuffled"]))
+    words = (
+        f"Of the networks, {detects['label']} loses least by detection, and the brightness of {ranks['label']} ranks best: "
+        f"{signed(100 * (ranks['own'] - ranks['shuffled']))} points"
+    )
+    same = "It is one network." if detects is ranks else "These are two networks: finding targets and knowing how well they fit are two skills."
+    room = min(100 * (row["best"] - row["own"]) for row in networks)
+    return f"{words}. {same} Better ranks alone, with the detections as they are, would still give each network at least {room:.1f} points more."
+
+
+def describe_places(rows, truth: Targets, ratio: int = 3) -> str:
+    """Interior and border apart: ceilings of both, and how far the rows stay below them, as one Markdown paragraph."""
+    border = is_border(truth)
+    inside, outside = (100 * grid_ceilings(truth[np.flatnonzero(some)], ratio).random for some in (~border, border))
+    text = (
+        f"Perfect detection with random ranks would score {inside:.1f} inside and {outside:.1f} at the border, where {100 * border.mean():.0f} % of the frames "
+        "have their cluster."
+    )
+    trained = [row for row in rows if row["ours_samples"] and row["ours_interior_cso_map"] is not None]
+    if len(trained) < 2:
+        return text
+    places = {name: [100 * row[f"ours_{name}_cso_map"] for row in trained] for name in ("interior", "border")}
+    reach = [row["label"] for row in trained if 100 * row["ours_interior_cso_map"] >= inside]
+    at_border = [row["label"] for row in trained if 100 * row["ours_border_cso_map"] >= outside]
+    good = [row for row in trained if (row["ours_ap25"] or 0) >= NEARLY_ALL]
+    listed = f" ({', '.join(reach)})" if reach else ""
+    text += f" {len(reach)} of the {len(trained)} trained networks reach the first number{listed}, {len(at_border)} the second; the best at the border has "
+    text += f"{max(places['border']):.1f}."
+    if len(good) > 1:
+        width = {name: max(values) - min(values) for name in places for values in [[100 * row[f"ours_{name}_cso_map"] for row in good]]}
+        where = "happens mostly at the border" if width["border"] > width["interior"] else "happens inside as well"
+        text += (
+            f" Among the {len(good)} that find nearly every target the scores differ by {width['interior']:.1f} points inside and by {width['border']:.1f} at "
+            f"the border: what still tells networks apart {where}."
+        )
+    return text

@@ -1,0 +1,127 @@
+"""What the histories of the runs say about architecture and training length, and what shuffled ranks say about detection and ranking."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from csist import reporting
+from csist.datasets import csist100k
+from csist.imaging import SubpixelGrid
+from csist.metrics import cso_map
+from csist.reporting.live import Live
+from csist.scenes import Targets
+
+BUDGET = 336_000
+
+
+def made_up(method: str, scores, samples: int, *, test: float, ap25: float, key: str | None = None) -> dict:
+    """A trained row with a history of equal steps, as :func:`csist.reporting.trained_rows` gives it."""
+    history = [{"samples": samples * (k + 1) // len(scores), "view": "windows", "val_cso_map": score, "val_ap": [0, 0, 0, 0, ap25]} for k, score in enumerate(scores)]
+    about = {"key": key or method, "method": method, "label": method.upper(), "ours_samples": samples, "ours_cso_map": test, "ours_ap25": ap25}
+    return about | {"history": history, "result": f"{method}-c3-seed0", "ratio": 3}
+
+
+@pytest.fixture
+def trained():
+    return [
+        made_up("edsr", [0.40, 0.43, 0.44, 0.445], BUDGET, test=0.445, ap25=0.966),
+        made_up("cfgn", [0.40, 0.44, 0.45, 0.452], BUDGET, test=0.4466, ap25=0.970),
+        made_up("srcnn", [0.30, 0.34, 0.35, 0.36], BUDGET, test=0.36, ap25=0.84),
+        made_up("dista-net", [0.44, 0.45, 0.455, 0.46], 4 * BUDGET, test=0.458, ap25=0.986),
+    ]
+
+
+def test_the_budget_is_the_one_that_most_rows_share(trained):
+    assert reporting.common_budget(trained) == BUDGET
+    assert reporting.common_budget(trained[2:]) is None and reporting.common_budget([]) is None
+
+
+def test_length_and_architecture_are_compared_at_one_budget(trained):
+    text = reporting.describe_learning(trained)
+    assert "3 networks were shown 336,000 samples" in text and "between 44.50 (EDSR) and 44.66 (CFGN)" in text
+    assert "SRCNN 36.00, with an AP-25 of 84.0" in text  # not among the good ones
+    assert "DISTA-NET +2.00" in text  # from its best at 336,000 samples to its end
+    assert "up to 2.00 points, more than the 0.16" in text and "at least as much about its training" in text
+
+
+def test_a_small_gain_gives_the_other_verdict(trained):
+    trained[-1] = made_up("dista-net", [0.4595, 0.4595, 0.46, 0.46], 4 * BUDGET, test=0.458, ap25=0.986)
+    text = reporting.describe_learning(trained)
+    assert "up to 0.05 points, less than the 0.16" in text and "more about its architecture" in text
+
+
+def test_too_few_rows_are_no_comparison(trained):
+    assert "cannot be told apart" in reporting.describe_learning(trained[:1]) and "cannot be told apart" in reporting.describe_learning([])
+
+
+def test_the_same_network_with_both_budgets_is_compared_on_test(trained):
+    twin = made_up("dista-net", [0.44, 0.445], BUDGET, test=0.451, ap25=0.97, key="dista-net-standard")
+    assert "of the shorter one: DISTA-NET +0.70." in reporting.describe_learning([*trained, twin])
+
+
+def test_the_table_says_how_far_a_run_had_come(trained):
+    lines = reporting.learning_table(trained).markdown().splitlines()
+    cells = [cell.strip() for cell in lines[-1].strip("|").split("|")]
+    assert cells == ["DISTA-NET", "1,344,000", "44.00", "44.00", "46.00", "+0.50", "98.60"]
+
+
+def test_rows_of_the_repository_have_histories():
+    rows = reporting.table1_rows(methods=["ista", "ista-net", "dista-net"])
+    found = reporting.trained_rows(rows)
+    assert {row["key"] for row in found} >= {"ista-net", "dista-net"} and all(row["history"] for row in found)
+    assert "ista-tuned" not in {row["key"] for row in found}
+
+
+def test_marks_of_all_runs_are_drawn(trained):
+    pytest.importorskip("matplotlib").use("Agg")
+    figure = reporting.plot_detection(trained, reporting.Ceilings(0.456, 0.564))
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels[1:] == [row["label"] for row in trained]
+    assert reporting.plot_detection([], reporting.Ceilings(0.456, 0.564)) is None
+    without = [{**row, "history": [{"samples": 1, "val_cso_map": 0.4}]} for row in trained]
+    assert reporting.plot_detection(without, reporting.Ceilings(0.456, 0.564)) is None
+
+
+def on_grid(truth: Targets) -> Targets:
+    """Every target at its nearest sub-pixel, its brightness saying nothing about the error."""
+    grid = SubpixelGrid(ratio=3)
+    xy = truth.xy.copy()
+    xy[truth.mask] = grid.to_position(grid.to_index(np.clip(truth.xy[truth.mask], -0.5, 10.5)))
+    return Targets(xy, truth.intensity, truth.count)
+
+
+def test_perfect_detection_is_told_apart_from_ranking():
+    truth = csist100k("test", 400).targets
+    shuffled, own, best = reporting.rank_scores(on_grid(truth), truth, draws=5)
+    ceilings = reporting.grid_ceilings(truth)
+    assert shuffled == pytest.approx(ceilings.random, abs=0.01) and own == pytest.approx(shuffled, abs=0.03)
+    assert best == pytest.approx(ceilings.ranked, abs=1e-9) and best > own
+
+
+def test_ranks_by_distance_are_worth_what_the_table_says():
+    truth = csist100k("test", 200).targets
+    perfect = on_grid(truth)
+    knowing = perfect.with_score(-reporting.nearest_distance(perfect, truth))
+    rows = [{"key": name, "method": name, "label": name} for name in ("edsr", "cfgn")]
+    live = {"edsr": Live(knowing, 200, cso_map(knowing, truth).map), "cfgn": Live(perfect, 200, cso_map(perfect, truth).map)}
+    ranked = reporting.ranking_rows(rows, live, truth)
+    assert ranked[0]["own"] == pytest.approx(ranked[0]["best"]) and ranked[0]["shuffled"] == pytest.approx(ranked[1]["shuffled"])
+    assert "the brightness of edsr ranks best" in reporting.describe_ranking(ranked)
+    assert "nothing to compare" in reporting.describe_ranking(ranked[:1])
+    assert len(reporting.ranking_table(ranked, reporting.grid_ceilings(truth)).cells) == 3
+
+
+def test_no_target_means_no_distance():
+    nobody, somebody = Targets([[[0.0, 0.0]]], [[0.0]], [0]), Targets([[[5.0, 5.0]]], [[240.0]], [1])
+    assert np.isinf(reporting.nearest_distance(somebody, nobody)).all()
+
+
+def test_places_are_compared_with_their_own_ceilings():
+    truth = csist100k("test", 300).targets
+    part = {"ours_samples": 1, "ours_ap25": 0.97}
+    rows = [
+        {"label": "A", "ours_interior_cso_map": 0.60, "ours_border_cso_map": 0.40, **part},
+        {"label": "B", "ours_interior_cso_map": 0.59, "ours_border_cso_map": 0.43, **part},
+    ]
+    text = reporting.describe_places(rows, truth)
+    assert "2 of the 2 trained networks reach the first number (A, B)" in text and "differ by 1.0 points inside and by 3.0" in text and "mostly at the border" in text
