@@ -1,4 +1,4 @@
-r"""A continuous network: a learned posterior of point targets, off the grid (book page "Beyond the paper"; not in the paper).
+r"""A continuous network: a learned posterior of point targets, off the grid (book chapter "Beyond the grid"; not in the paper).
 
 It reads the 5 x 5 pixels about a cluster and answers in the way of single-molecule localisation: which of the pixel's 3 x 3 cells hold a target, where
 in its cell each one is, how bright, how uncertain, and how likely it is a hit. Three steps, trained together:
