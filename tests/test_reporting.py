@@ -198,7 +198,14 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-TABLES = [reporting.headline_table, reporting.precision_table, reporting.cost_table, reporting.training_table, reporting.parts_table, reporting.readme_table]
+TABLES = [
+    reporting.headline_table,
+    reporting.precision_table,
+    reporting.size_table,
+    reporting.image_table,
+    reporting.parts_table,
+    reporting.readme_table,
+]
 
 
 @pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)

@@ -16,7 +16,8 @@ BUDGET = 336_000
 
 def made_up(method: str, scores, samples: int, *, test: float, ap25: float, key: str | None = None) -> dict:
     """A trained row with a history of equal steps, as :func:`csist.reporting.trained_rows` gives it."""
-    history = [{"samples": samples * (k + 1) // len(scores), "view": "windows", "val_cso_map": score, "val_ap": [0, 0, 0, 0, ap25]} for k, score in enumerate(scores)]
+    steps = [samples * (k + 1) // len(scores) for k in range(len(scores))]
+    history = [{"samples": step, "view": "windows", "val_cso_map": score, "val_ap": [0, 0, 0, 0, ap25]} for step, score in zip(steps, scores)]
     about = {"key": key or method, "method": method, "label": method.upper(), "ours_samples": samples, "ours_cso_map": test, "ours_ap25": ap25}
     return about | {"history": history, "result": f"{method}-c3-seed0", "ratio": 3}
 
@@ -92,23 +93,34 @@ def on_grid(truth: Targets) -> Targets:
 
 def test_perfect_detection_is_told_apart_from_ranking():
     truth = csist100k("test", 400).targets
-    shuffled, own, best = reporting.rank_scores(on_grid(truth), truth, draws=5)
-    ceilings = reporting.grid_ceilings(truth)
-    assert shuffled == pytest.approx(ceilings.random, abs=0.01) and own == pytest.approx(shuffled, abs=0.03)
-    assert best == pytest.approx(ceilings.ranked, abs=1e-9) and best > own
+    scores, ceilings = reporting.rank_scores(on_grid(truth), truth, draws=5), reporting.grid_ceilings(truth)
+    assert scores.shuffled == pytest.approx(ceilings.random, abs=0.01) and scores.hits_first == pytest.approx(scores.shuffled, abs=0.01)
+    assert scores.best == pytest.approx(ceilings.ranked, abs=1e-9) and scores.best > scores.own
+
+
+def test_false_alarms_cost_only_where_they_are_ranked_with_the_hits():
+    truth = csist100k("test", 200).targets
+    perfect = on_grid(truth)
+    known = [(xy[:m], light[:m]) for xy, light, m in zip(perfect.xy, perfect.intensity, perfect.count)]
+    stranger = [[-0.4, 10.4]]  # a dim answer in a corner of every frame
+    both = Targets.from_lists([np.concatenate([xy, stranger]) for xy, _ in known], [np.append(light, 60.0) for _, light in known])
+    scores, clean = reporting.rank_scores(both, truth, draws=5), reporting.rank_scores(perfect, truth, draws=5)
+    assert scores.hits_first == pytest.approx(clean.hits_first, abs=0.01) and scores.own == pytest.approx(clean.own, abs=1e-3)
+    assert scores.shuffled < clean.shuffled - 0.05
 
 
 def test_ranks_by_distance_are_worth_what_the_table_says():
     truth = csist100k("test", 200).targets
-    perfect = on_grid(truth)
+    perfect, ceilings = on_grid(truth), reporting.grid_ceilings(truth)
     knowing = perfect.with_score(-reporting.nearest_distance(perfect, truth))
-    rows = [{"key": name, "method": name, "label": name} for name in ("edsr", "cfgn")]
+    rows = [{"key": name, "method": name, "label": name.upper()} for name in ("edsr", "cfgn")]
     live = {"edsr": Live(knowing, 200, cso_map(knowing, truth).map), "cfgn": Live(perfect, 200, cso_map(perfect, truth).map)}
     ranked = reporting.ranking_rows(rows, live, truth)
     assert ranked[0]["own"] == pytest.approx(ranked[0]["best"]) and ranked[0]["shuffled"] == pytest.approx(ranked[1]["shuffled"])
-    assert "the brightness of edsr ranks best" in reporting.describe_ranking(ranked)
-    assert "nothing to compare" in reporting.describe_ranking(ranked[:1])
-    assert len(reporting.ranking_table(ranked, reporting.grid_ceilings(truth)).cells) == 3
+    text = reporting.describe_ranking(ranked, ceilings)
+    assert "+0.00 (EDSR)" in text.split("**Room.**")[1] and "(EDSR) points" in text.split("**Brightness**")[1].split("hits first")[0]
+    assert "nothing to compare" in reporting.describe_ranking(ranked[:1], ceilings)
+    assert len(reporting.ranking_table(ranked, ceilings).cells) == 3
 
 
 def test_no_target_means_no_distance():
@@ -124,4 +136,5 @@ def test_places_are_compared_with_their_own_ceilings():
         {"label": "B", "ours_interior_cso_map": 0.59, "ours_border_cso_map": 0.43, **part},
     ]
     text = reporting.describe_places(rows, truth)
-    assert "2 of the 2 trained networks reach the first number (A, B)" in text and "differ by 1.0 points inside and by 3.0" in text and "mostly at the border" in text
+    assert "2 of the 2 trained networks reach the first number (A, B)" in text
+    assert "differ by 1.0 points inside and by 3.0" in text and "mostly at the border" in text

@@ -11,6 +11,7 @@ Everything that a page needs is a name of this package; its modules follow the o
 from csist.reporting.ceilings import Ceilings, describe_ceilings, grid_ceilings
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent
 from csist.reporting.learning import (
+    RankScores,
     common_budget,
     describe_learning,
     describe_places,
@@ -89,9 +90,9 @@ from csist.reporting.sources import (
 from csist.reporting.tables import (
     bench_table,
     comparison_table,
-    cost_table,
     difference,
     headline_table,
+    image_table,
     our_score,
     paper_score,
     parts_table,

@@ -89,20 +89,20 @@ class Table:
         return repr(self)
 
 
-LONG, LONG_CELL = 36, "long"  # characters from which on a cell is a sentence that may wrap
+LONG, LONG_CELL = 24, "long"  # characters from which on a cell is a sentence that may wrap
 STYLE = """
 div.csist-table { overflow-x: auto; margin: 1em 0; --csist-card: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
 .bd-article div.csist-table table.csist-table { display: table; width: auto; }
 table.csist-table { border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit; font-size: 0.9em; margin: 0; }
 table.csist-table caption { caption-side: top; text-align: left; padding-bottom: 0.5em; color: inherit; }
-table.csist-table :is(th, td) { padding: 0.25em 0.5em; border: 0; border-bottom: 1px solid color-mix(in srgb, currentColor 30%, transparent);
+table.csist-table :is(th, td) { padding: 0.25em 0.4em; border: 0; border-bottom: 1px solid color-mix(in srgb, currentColor 30%, transparent);
   background: none; color: inherit; text-align: right; white-space: nowrap; }
 table.csist-table thead th { white-space: normal; vertical-align: bottom; }
 table.csist-table thead tr:last-child :is(th, td) { border-bottom: 1px solid currentColor; }
 table.csist-table thead th[scope=colgroup] { text-align: center; font-style: italic; font-weight: normal; }
 table.csist-table .start { border-left: 1px solid color-mix(in srgb, currentColor 30%, transparent); }
 table.csist-table :is(th[scope=row], thead th[scope=col]:first-child) { text-align: left; position: sticky; left: 0; background: var(--csist-card); }
-table.csist-table td.long { text-align: left; white-space: normal; min-width: 14em; }
+table.csist-table td.long { text-align: left; white-space: normal; min-width: 12em; }
 table.csist-table th.long { white-space: normal; min-width: 12em; font-weight: normal; }
 @media (max-width: 576px) { table.csist-table th[scope=row] { white-space: normal; max-width: 9em; } }
 html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(table.csist-table) { background: transparent; color: inherit; padding: 0; }

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from csist.metrics import cso_map, is_border
+from csist.metrics import DISTANCE_THRESHOLDS, cso_map, is_border, match_pairs
 from csist.networks.registry import NETWORKS
 from csist.reporting.ceilings import Ceilings, grid_ceilings
-from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, signed
+from csist.reporting.layout import Column, Table, make_table, number, percent, signed
 from csist.reporting.live import Live
 from csist.reporting.rows import make_rows
 from csist.reporting.selection import variant_entry
@@ -150,7 +151,9 @@ def plot_detection(trained, ceilings: Ceilings):
         for ax in (whole, near):
             ax.plot([0, 100], [0, 100 * ceilings.random], color=INK, ls="--", lw=1.2, label="AP-25 × perfect detection, random ranks")
             for (label, (row, some)), mark in zip(points.items(), MARKS * len(points)):
-                ax.plot(*zip(*some), color=method_colour(row["method"]), lw=0.8, marker=mark, ms=4, alpha=0.85, label=label)
+                best = max(some, key=lambda point: point[1])
+                ax.plot(*zip(*some), color=method_colour(row["method"]), lw=0.8, marker=mark, ms=3, alpha=0.6)
+                ax.plot(*best, color=method_colour(row["method"]), ls="", marker=mark, ms=8, label=label)
         lowest = min(x for _, some in points.values() for x, _ in some)
         whole.set(xlim=(lowest - 3, 101), ylim=(0.9 * min(y for _, some in points.values() for _, y in some), 100 * ceilings.random + 2))
         near.set(xlim=(93, 100), ylim=(0.93 * 100 * ceilings.random - 1.5, 100 * ceilings.random + 1.5), title="magnified")
@@ -173,48 +176,74 @@ def nearest_distance(estimate: Targets, truth: Targets) -> np.ndarray:
     return np.where(truth.mask[:, None], np.sqrt((difference**2).sum(-1)), np.inf).min(-1)
 
 
-def rank_scores(estimate: Targets, truth: Targets, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
-    """CSO-mAP of the same detections with shuffled ranks (mean over draws), with their own, and ranked by their true distance."""
+class RankScores(NamedTuple):
+    """CSO-mAP of the same detections in four orders, as fractions."""
+
+    shuffled: float  # at random
+    hits_first: float  # those that are within 0.25 px of a target of their own before all others, otherwise at random
+    own: float  # as they are
+    best: float  # by their distance from the nearest true target
+
+
+def rank_scores(estimate: Targets, truth: Targets, draws: int = DRAWS, seed: int = 0) -> RankScores:
+    """What the order of some detections is worth; random orders are averaged over ``draws``.
+
+    >>> truth = Targets([[[5.0, 5.0]]], [[240.0]], [1])
+    >>> rank_scores(truth, truth)
+    RankScores(shuffled=1.0, hits_first=1.0, own=1.0, best=1.0)
+    """
     rng, size = np.random.default_rng(seed), estimate.intensity.shape
-    shuffled = np.mean([cso_map(estimate.with_score(rng.random(size)), truth).map for _ in range(draws)])
-    best = cso_map(estimate.with_score(-np.minimum(nearest_distance(estimate, truth), 99.0)), truth).map
-    return float(shuffled), cso_map(estimate, truth).map, best
+    frame, detection, _ = match_pairs(estimate, truth, cap=max(DISTANCE_THRESHOLDS))
+    hit = np.zeros(size)
+    hit[frame, detection] = 1.0
+    score = lambda ranks: float(cso_map(estimate.with_score(ranks), truth).map)
+    mean = lambda base: float(np.mean([score(base + rng.random(size)) for _ in range(draws)]))
+    return RankScores(mean(0.0), mean(hit), float(cso_map(estimate, truth).map), score(-np.minimum(nearest_distance(estimate, truth), 99.0)))
 
 
 def ranking_rows(rows, live: dict[str, Live], truth: Targets) -> list[dict]:
-    """For every row that was answered on this page: its label and ``shuffled``, ``own``, ``best``, the three of :func:`rank_scores`, with its ``frames``."""
+    """For every row that was answered on this page: ``key``, ``method``, ``label``, ``frames`` and the four of :class:`RankScores`."""
     answered = [(row, live[row["key"]]) for row in rows if row["key"] in live]
     about = lambda row, now: {"key": row["key"], "method": row["method"], "label": row["label"], "frames": now.frames}
-    return [about(row, now) | dict(zip(("shuffled", "own", "best"), rank_scores(now.estimate, truth[: now.frames]))) for row, now in answered]
+    return [about(row, now) | rank_scores(now.estimate, truth[: now.frames])._asdict() for row, now in answered]
 
 
 def ranking_table(ranked, ceilings: Ceilings) -> Table:
-    """Where the points of each row come from; ``ranked`` is :func:`ranking_rows`, ``ceilings`` those of the same frames."""
-    perfect = {"label": "perfect detection on the grid", "frames": None, "shuffled": ceilings.random, "own": None, "best": ceilings.ranked}
+    """The scores of :func:`ranking_rows`, under those of a perfect detector on the same frames."""
+    perfect = {"label": "perfect on the grid", "frames": None, "shuffled": ceilings.random, "hits_first": ceilings.random, "own": None, "best": ceilings.ranked}
     columns = [
         Column("", "frames", lambda row: number(row["frames"], 0)),
-        Column("CSO-mAP, ranked", "at random", lambda row: percent(row["shuffled"])),
-        Column("CSO-mAP, ranked", "by brightness", lambda row: percent(row["own"])),
-        Column("CSO-mAP, ranked", "by true distance", lambda row: percent(row["best"])),
-        Column("", "lost by detection", lambda row: MISSING if row is perfect else signed(100 * (row["shuffled"] - ceilings.random))),
-        Column("", "won by ranking", lambda row: MISSING if row is perfect else signed(100 * (row["own"] - row["shuffled"]))),
+        Column("CSO-mAP × 100, detections in the order", "random", lambda row: percent(row["shuffled"])),
+        Column("CSO-mAP × 100, detections in the order", "hits first", lambda row: percent(row["hits_first"])),
+        Column("CSO-mAP × 100, detections in the order", "brightness", lambda row: percent(row["own"])),
+        Column("CSO-mAP × 100, detections in the order", "true distance", lambda row: percent(row["best"])),
     ]
-    return make_table([perfect, *ranked], columns, "The same detections in another order, CSO-mAP × 100 on the frames answered on this page.")
+    return make_table([perfect, *ranked], columns, "The same detections in another order, on the frames answered on this page.")
 
 
-def describe_ranking(ranked) -> str:
-    """Who detects best and who ranks best, as one Markdown paragraph."""
+def describe_ranking(ranked, ceilings: Ceilings) -> str:
+    """What detection, false alarms and ranking are worth, as a Markdown list; ``ceilings`` are those of the frames that the networks answered."""
     networks = [row for row in ranked if row["method"] in NETWORKS]
     if len(networks) < 2:
-        return "Fewer than two networks were answered on this page, so there is nothing to compare."
-    detects, ranks = (max(networks, key=key) for key in (lambda row: row["shuffled"], lambda row: row["own"] - row["shuffled"]))
-    words = (
-        f"Of the networks, {detects['label']} loses least by detection, and the brightness of {ranks['label']} ranks best: "
-        f"{signed(100 * (ranks['own'] - ranks['shuffled']))} points"
-    )
-    same = "It is one network." if detects is ranks else "These are two networks: finding targets and knowing how well they fit are two skills."
-    room = min(100 * (row["best"] - row["own"]) for row in networks)
-    return f"{words}. {same} Better ranks alone, with the detections as they are, would still give each network at least {room:.1f} points more."
+        return "- Fewer than two networks were answered on this page, so there is nothing to compare."
+    missed = [100 * (row["hits_first"] - ceilings.random) for row in networks]
+    sorted_out = [100 * (row["hits_first"] - row["shuffled"]) for row in networks]
+    placed = [100 * (row["own"] - row["hits_first"]) for row in networks]
+    room = [100 * (row["best"] - row["own"]) for row in networks]
+    return bullets([
+        f"**Targets missed.** With all false alarms at the end, the networks stand {_span(missed, networks)} points from a perfect detector with random ranks.",
+        f"**False alarms.** Hits first instead of random order is worth {_span(sorted_out, networks)} points: so much there is to win by giving false alarms, "
+        "such as the halves of split targets, the lowest scores.",
+        f"**Brightness** stands {_span(placed, networks)} points from \"hits first\": it does that job, and what it has beyond it is knowledge of how well a "
+        "target fits its sub-pixel.",
+        f"**Room.** The same detections in the order of their true distance would score {_span(room, networks)} points more.",
+    ])
+
+
+def _span(values, rows) -> str:
+    """From the smallest to the largest value, each with its row."""
+    low, high = int(np.argmin(values)), int(np.argmax(values))
+    return f"{signed(values[low])} ({rows[low]['label']}) to {signed(values[high])} ({rows[high]['label']})"
 
 
 def describe_places(rows, truth: Targets, ratio: int = 3) -> str:

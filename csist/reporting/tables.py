@@ -4,6 +4,8 @@ from __future__ import annotations
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, row_value, signed
 from csist.reporting.sources import AP_NAMES
 
+RATES = ("cosine", "constant", "then ")  # how the parts of a recipe begin that speak of the learning rate
+
 
 def our_score(row: dict) -> str:
     """CSO-mAP of a row with its interval, or why there is none."""
@@ -76,28 +78,23 @@ def size_table(rows) -> Table:
         Column("paper", "parameters [M]", row_value("paper_parameters_m", digits=3)),
         Column("paper", "MACs of 64 frames [G]", row_value("paper_macs_g_batch64", digits=2)),
         Column("ours", "parameters", row_value("ours_parameters", digits=0)),
-        Column("ours", "MACs of 64 frames, the paper's count [G]", row_value("ours_macs_batch64", digits=2, unit=1e9)),
-        Column("ours", "MACs of a frame as run [M]", row_value("ours_macs_per_frame", digits=0, unit=1e6)),
+        Column("ours", "MACs of 64 frames [G]", row_value("ours_macs_batch64", digits=2, unit=1e9)),
+        Column("ours", "of one, as run [M]", row_value("ours_macs_per_frame", digits=0, unit=1e6)),
     ]
     if any("ours_with_gradient" in row for row in rows):
         columns.insert(3, Column("ours", "of these with a gradient", row_value("ours_with_gradient", digits=0)))
-    return make_table(rows, columns, "Size and cost.")
+    return make_table(rows, columns, "Size and cost; multiply-accumulates (MACs) of 64 frames in the paper's count, and of a single frame as it runs here.")
 
 
-def cost_table(rows) -> Table:
-    """Parameters, multiply-accumulates, PSNR and SSIM."""
+def image_table(rows) -> Table:
+    """PSNR and SSIM, which reward empty images (book chapter "Keeping score")."""
     columns = [
-        Column("paper", "parameters [M]", row_value("paper_parameters_m", digits=3)),
-        Column("paper", "MACs of 64 frames [G]", row_value("paper_macs_g_batch64", digits=2)),
         Column("paper", "PSNR [dB]", lambda row: _two(row["paper_psnr"], row["paper_psnr_later"], 2)),
         Column("paper", "SSIM", lambda row: _two(row["paper_ssim"], row["paper_ssim_later"], 4)),
-        Column("ours", "parameters [M]", row_value("ours_parameters", digits=3, unit=1e6)),
-        Column("ours", "MACs of 64 frames, the paper's count [G]", row_value("ours_macs_batch64", digits=2, unit=1e9)),
-        Column("ours", "MACs of a frame as run [M]", row_value("ours_macs_per_frame", digits=0, unit=1e6)),
         Column("ours", "PSNR [dB]", row_value("ours_psnr")),
         Column("ours", "SSIM", row_value("ours_ssim", digits=4)),
     ]
-    return make_table(rows, columns, "Size, cost and image scores; where the paper has two values, the article's comes first and its code page's second.")
+    return make_table(rows, columns, "Image scores; where the paper has two values, the article's comes first and its code page's second.")
 
 
 def _two(first, second, digits: int) -> str:
@@ -105,17 +102,22 @@ def _two(first, second, digits: int) -> str:
 
 
 def training_table(rows) -> Table:
-    """What each row was made with."""
+    """What each scored row was made with; what all their recipes share is said once, in the caption."""
+    rows = [row for row in rows if row["status"] == "scored"]
+    recipes = [row["ours_recipe"].split(", ") for row in rows if row["ours_recipe"]]
+    shared = [part for part in (recipes[0] if recipes else []) if not part.startswith(RATES) and all(part in recipe for recipe in recipes)]
+    own = lambda recipe: ", ".join(part for part in recipe.split(", ") if part not in shared)
     columns = [
         Column("ours", "samples shown", lambda row: row["ours_views"] or _settings_text(row)),
-        Column("ours", "recipe", lambda row: row["ours_recipe"] or MISSING),
+        Column("ours", "recipe", lambda row: own(row["ours_recipe"]) if row["ours_recipe"] else MISSING),
         Column("ours", "hours", row_value("ours_hours")),
         Column("ours", "device", lambda row: row["ours_device"] or MISSING),
         Column("ours", "seed", row_value("ours_seed", digits=0)),
         Column("ours", "commit", lambda row: row["ours_commit"] or MISSING),
         Column("ours", "date", lambda row: row["ours_date"] or MISSING),
     ]
-    return make_table(rows, columns, "How the rows were made; hours are training time, or computing time of a row without training.")
+    alike = f" All trainings: {', '.join(shared)}." if shared else ""
+    return make_table(rows, columns, f"How the rows were made; hours are training time, or computing time of a row without training.{alike}")
 
 
 def _settings_text(row: dict) -> str:
