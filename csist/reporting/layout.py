@@ -73,7 +73,8 @@ class Table:
         return "".join(cell(group, span) for group, span in spans)
 
     def _heads(self) -> str:
-        return "".join(f'<th scope="col"{_class(start)}>{html.escape(name)}</th>' for start, (_, name) in zip(self._starts, self.columns))
+        heads = ((html.escape(name), _class(start, len(name) <= 9 and "short")) for start, (_, name) in zip(self._starts, self.columns))
+        return "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in heads)
 
     def _line(self, line) -> str:
         cells = (f"<td{_class(start, len(text) > LONG and LONG_CELL)}>{html.escape(text)}</td>" for start, text in zip(self._starts[1:], line[1:]))
@@ -98,6 +99,7 @@ table.csist-table caption { caption-side: top; text-align: left; padding-bottom:
 table.csist-table :is(th, td) { padding: 0.25em 0.4em; border: 0; border-bottom: 1px solid color-mix(in srgb, currentColor 30%, transparent);
   background: none; color: inherit; text-align: right; white-space: nowrap; }
 table.csist-table thead th { white-space: normal; vertical-align: bottom; }
+table.csist-table thead th.short { white-space: nowrap; }
 table.csist-table thead tr:last-child :is(th, td) { border-bottom: 1px solid currentColor; }
 table.csist-table thead th[scope=colgroup] { text-align: center; font-style: italic; font-weight: normal; }
 table.csist-table .start { border-left: 1px solid color-mix(in srgb, currentColor 30%, transparent); }

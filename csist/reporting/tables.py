@@ -103,7 +103,7 @@ def _two(first, second, digits: int) -> str:
 
 def training_table(rows) -> Table:
     """What each scored row was made with; what all their recipes share is said once, in the caption."""
-    rows = [row for row in rows if row["status"] == "scored"]
+    rows = [row for row in rows if row["status"] == "scored"] or rows
     recipes = [row["ours_recipe"].split(", ") for row in rows if row["ours_recipe"]]
     shared = [part for part in (recipes[0] if recipes else []) if not part.startswith(RATES) and all(part in recipe for recipe in recipes)]
     own = lambda recipe: ", ".join(part for part in recipe.split(", ") if part not in shared)
