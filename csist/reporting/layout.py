@@ -103,9 +103,10 @@ table.csist-table thead th.short { white-space: nowrap; }
 table.csist-table thead tr:last-child :is(th, td) { border-bottom: 1px solid currentColor; }
 table.csist-table thead th[scope=colgroup] { text-align: center; font-style: italic; font-weight: normal; }
 table.csist-table .start { border-left: 1px solid color-mix(in srgb, currentColor 30%, transparent); }
+table.csist-table th[scope=row] { font-weight: normal; }
 table.csist-table :is(th[scope=row], thead th[scope=col]:first-child) { text-align: left; position: sticky; left: 0; background: var(--csist-card); }
 table.csist-table td.long { text-align: left; white-space: normal; min-width: 10em; }
-table.csist-table th.long { white-space: normal; min-width: 12em; font-weight: normal; }
+table.csist-table th.long { white-space: normal; min-width: 12em; }
 @media (max-width: 576px) { table.csist-table th[scope=row] { white-space: normal; max-width: 9em; } }
 html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(table.csist-table) { background: transparent; color: inherit; padding: 0; }
 """

@@ -1,4 +1,4 @@
-"""Image super-resolution networks of Table 1: one file each, common parts in ``csist.networks.sr.blocks`` (book chapter "Results")."""
+"""Image super-resolution networks of Table 1: one file each, common parts in ``csist.networks.sr.blocks`` (book part "Results")."""
 from csist.networks.sr.actnet import Actnet
 from csist.networks.sr.cfgn import Cfgn
 from csist.networks.sr.ctnet import Ctnet

@@ -1,4 +1,4 @@
-"""ACT, which joins a transformer and a convolutional network (Yoo et al., WACV 2023): the row "ACTNet" of the paper's Table 1; book chapter "Results".
+"""ACT, which joins a transformer and a convolutional network (Yoo et al., WACV 2023): the row "ACTNet" of the paper's Table 1; book part "Results".
 
 The paper's citation for this row is a segmentation network of the same short name; its toolkit holds the super-resolution network.
 """

@@ -1,4 +1,4 @@
-r"""HiT-SIR, HiT-SNG and HiT-SRF (Zhang, Zhang & Yu, ECCV 2024), the hierarchical transformers of the paper's Table 1; book chapter "Results".
+r"""HiT-SIR, HiT-SNG and HiT-SRF (Zhang, Zhang & Yu, ECCV 2024), the hierarchical transformers of the paper's Table 1; book part "Results".
 
 A transformer for images lets the pixels of a window look at each other. Usually all windows have one small size, because attention costs the square of the
 number of pixels. HiT-SR makes two changes. The windows **expand** from layer to layer, so that a block sees several scales. And **spatial-channel
