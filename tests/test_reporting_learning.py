@@ -138,3 +138,11 @@ def test_places_are_compared_with_their_own_ceilings():
     text = reporting.describe_places(rows, truth)
     assert "2 of the 2 trained networks reach the first number (A, B)" in text
     assert "differ by 1.0 points inside and by 3.0" in text and "mostly at the border" in text
+
+
+def test_that_there_is_one_seed_is_said_once():
+    rows = reporting.table1_rows(methods=["ista-net", "dista-net"])
+    single = reporting.discrepancies([{**row, "ours_seeds": 1, "ours_seeds_sd": None} for row in rows])
+    assert not any("One seed" in sentence for sentence in single) and [sentence.startswith("**Seeds**") for sentence in single] == [False, False, True]
+    several = reporting.discrepancies([{**row, "ours_seeds": 3, "ours_seeds_sd": 0.001} for row in rows])
+    assert len(several) == 2 and all("Over 3 seeds" in sentence for sentence in several)

@@ -19,18 +19,21 @@ from csist.solvers.ista import PAPER
 NEARLY_ALL = 0.95  # AP-25 from which on detection counts as solved; what is missing to 1 is then a matter of a few targets in a hundred
 
 
-def discrepancy(row: dict) -> str:
-    """What separates our number from the paper's, as Markdown."""
+def discrepancy(row: dict, seeds: bool = True) -> str:
+    """What separates our number from the paper's, as Markdown; ``seeds`` says whether to speak of the spread over training seeds."""
     if row["status"] != "scored":
         printed = f"; the paper prints {number(row['paper_cso_map'])}" if row["paper_cso_map"] is not None else ""
         return f"**{row['label']}**: {row['status']}{printed}."
-    parts = [_compare(row), _compare_seeds(row), _compare_detection(row), _compare_training(row)]
+    parts = [_compare(row), _compare_seeds(row) if seeds else "", _compare_detection(row), _compare_training(row)]
     return f"**{row['label']}**: " + " ".join(part for part in parts if part)
 
 
 def discrepancies(rows: list[dict]) -> list[str]:
     """:func:`discrepancy` of every scored row, and one sentence for all the others of a kind."""
-    sentences = [discrepancy(row) for row in rows if row["status"] == "scored"]
+    several = any((row["ours_seeds"] or 0) > 1 for row in rows)
+    sentences = [discrepancy(row, seeds=several) for row in rows if row["status"] == "scored"]
+    if not several and any(row["ours_seeds"] for row in rows):
+        sentences.append("**Seeds**: one training of each network is finished, so the spread over seeds is unknown.")
     for status in dict.fromkeys(row["status"] for row in rows if row["status"] != "scored"):
         names = (row["label"] + ("" if row["paper_cso_map"] is None else f" ({number(row['paper_cso_map'])})") for row in rows if row["status"] == status)
         sentences.append(f"**{status.capitalize()}**, with the paper's number: {', '.join(names)}.")
