@@ -91,6 +91,7 @@ class Table:
 
 
 LONG, LONG_CELL = 24, "long"  # characters from which on a cell is a sentence that may wrap
+# Below 1220 px the book has no second sidebar, into whose place a cell with the tag "full-width" could reach: its tables then scroll.
 STYLE = """
 div.csist-table { overflow-x: auto; margin: 1em 0; --csist-card: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
 .bd-article div.csist-table table.csist-table { display: table; width: auto; }
@@ -107,6 +108,7 @@ table.csist-table th[scope=row] { font-weight: normal; }
 table.csist-table :is(th[scope=row], thead th[scope=col]:first-child) { text-align: left; position: sticky; left: 0; background: var(--csist-card); }
 table.csist-table td.long { text-align: left; white-space: normal; min-width: 10em; }
 table.csist-table th.long { white-space: normal; min-width: 12em; }
+@media (max-width: 1219px) { .bd-article div.cell.tag_full-width { width: 100%; max-width: 100%; } }
 @media (max-width: 576px) { table.csist-table th[scope=row] { white-space: normal; max-width: 9em; } }
 html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(table.csist-table) { background: transparent; color: inherit; padding: 0; }
 """
