@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SCALE  ?= laptop
 
 .DEFAULT_GOAL := help
-.PHONY: help book table1 results test lint bench train lab lock clean
+.PHONY: help book pdf table1 results test lint bench train lab lock clean
 
 help:           ## show this list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -24,7 +24,7 @@ SOURCES := $(shell find csist reproduce -name '*.py' -o -name '*.yaml' -o -path 
 book/results/%.ipynb: reproduce/%.ipynb $(SOURCES) | $(READY)
 	@mkdir -p book/results reproduce/output
 	$(BIN)/papermill $< $@.part.ipynb -p scale $(SCALE) -p output_dir reproduce/output --cwd . $(if $(CI),--no-progress-bar)
-	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
+	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
 	@mv $@.part.ipynb $@
 
 PAGES := table1 table2_ablation table3_grid_ratio figure7_hyperparameters figure5_gallery sr_plus_detector leaderboard beyond
@@ -36,6 +36,12 @@ results: $(PAGES:%=book/results/%.ipynb)   ## the same for every results page
 book: $(READY) results  ## build the book, all set-up included; prints what to open
 	$(BIN)/jupyter-book build book -W -n --keep-going --all $(if $(CI),-q)
 	@echo "Open $(CURDIR)/book/_build/html/index.html"
+
+pdf: $(READY) results   ## print the whole book into book/_build/pdf/csist.pdf; needs Chromium and a Chinese font
+	$(BIN)/python book/print_pdf.py --check
+	$(BIN)/jupyter-book build book --builder singlehtml -W -n --keep-going --all $(if $(CI),-q)
+	$(BIN)/python book/print_pdf.py book/_build/singlehtml/index.html book/_build/pdf/csist.pdf
+	@echo "Open $(CURDIR)/book/_build/pdf/csist.pdf"
 
 test: $(READY)  ## run the tests, all set-up included
 	$(BIN)/python -m pytest
@@ -49,9 +55,11 @@ bench: $(READY) ## measure rendering, metric, training and inference beside naiv
 train: $(READY) ## work through the training queue; BUDGET=25m limits it
 	$(BIN)/python reproduce/queue.py $(if $(BUDGET),--time-budget $(BUDGET))
 
-lab: $(READY)   ## open the notebooks in JupyterLab
+# The setting that opens .md files as notebooks is written into the environment, not into the reader's home.
+lab: $(READY)   ## open the book's chapters, and all other notebooks, in JupyterLab
 	$(BIN)/python -m pip install --quiet "jupyterlab>=4.2"
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer markdown myst
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/book/intro.md
 
 lock: $(READY)  ## recompute requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

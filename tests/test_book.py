@@ -20,6 +20,39 @@ BOOK = Path(__file__).parents[1] / "book"
 HTML = Path(os.environ.get("CSIST_BOOK_HTML") or BOOK / "_build" / "html")
 PAGES = sorted(p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts) if HTML.is_dir() else []
 HERE_ONLY = ("file:", "data:", "blob:")
+MODES = ("light", "dark")
+WIDTHS = {"wide": 1280, "narrow": 380}
+GRAVE = ("serious", "critical")
+
+# Formulas that MathJax did not set: TeX between delimiters that a reader would see.
+UNSET = r"""() => [...document.querySelectorAll("article .math")].filter(e => !e.querySelector("mjx-container") && /\\\(|\\\[/.test(e.textContent))
+    .map(e => e.textContent.slice(0, 60))"""
+
+# Every figure, table, formula and explorer of a page that cannot be seen whole: one that sticks out of the text's column, or is cut off by a box that does not
+# scroll. What lies in a box that scrolls can be reached; a number that its own equation runs under cannot.
+STICKS_OUT = """() => {
+    const article = document.querySelector("article"), column = article.getBoundingClientRect(), found = [];
+    const name = e => `${e.tagName.toLowerCase()}.${e.getAttribute("class") || ""} ${(e.alt || e.textContent || "").trim().slice(0, 60)}`;
+    const scrolls = style => ["auto", "scroll"].includes(style.overflowX);
+    const cuts = style => ["hidden", "clip"].includes(style.overflowX);
+    for (const e of article.querySelectorAll("figure, img, svg, canvas, table, pre, mjx-container, .csist-widget, .admonition, .sd-card")) {
+        const box = e.getBoundingClientRect();
+        if (!box.width || !box.height || e.closest("mjx-container") !== (e.matches("mjx-container") ? e : null)) continue;
+        let frame = column;
+        for (let p = e.parentElement; p && p !== article; p = p.parentElement) {
+            const style = getComputedStyle(p);
+            if (scrolls(style)) { frame = null; break; }
+            if (cuts(style) && p.clientWidth > 1) { frame = p.getBoundingClientRect(); break; }
+        }
+        if (frame && (box.right > frame.right + 1.5 || box.left < frame.left - 1.5)) found.push(`${name(e)}: ${box.left} to ${box.right}`);
+    }
+    for (const number of article.querySelectorAll(".eqno")) {
+        const formula = number.parentElement.querySelector("mjx-container"), a = number.getBoundingClientRect(), b = formula?.getBoundingClientRect();
+        if (b && a.width && a.left < b.right - 1 && a.right > b.left + 1 && a.top < b.bottom - 1 && a.bottom > b.top + 1)
+            found.push(`number ${number.textContent} lies on its equation`);
+    }
+    return found;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +91,44 @@ def test_there_is_a_book():
     assert len(PAGES) >= 5
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_page(pages, path):
-    with Visit(pages, path) as visit:
-        page = visit.page
-        assert (visit.outside, visit.failed, visit.errors) == ([], [], [])
-        assert page.locator("mjx-merror").count() == 0
-        assert page.evaluate("() => [...document.querySelectorAll('main img')].filter(i => !(i.alt || '').trim()).map(i => i.src.slice(-60))") == []
-        assert page.evaluate("() => [...document.querySelectorAll('main img')].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(-60))") == []
-        page.set_viewport_size({"width": 380, "height": 900})
-        page.wait_for_timeout(100)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 380, "the page is wider than a telephone"
+@pytest.fixture(scope="module", params=PAGES)
+def visit(pages, request):
+    """Each page in turn, loaded once for all tests that look at it."""
+    with Visit(pages, request.param) as visit:
+        yield visit
+
+
+def show(page, mode, width):
+    page.evaluate("mode => { document.documentElement.dataset.theme = mode; }", mode)
+    page.set_viewport_size({"width": WIDTHS[width], "height": 900})
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def test_page_is_whole(visit):
+    page = visit.page
+    assert (visit.outside, visit.failed, visit.errors) == ([], [], [])
+    assert page.locator("mjx-merror").count() == 0
+    assert page.evaluate(UNSET) == []
+    assert page.evaluate("() => [...document.querySelectorAll('main img')].filter(i => !(i.alt || '').trim()).map(i => i.src.slice(-60))") == []
+    assert page.evaluate("() => [...document.querySelectorAll('main img')].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(-60))") == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("mode", MODES)
+def test_page_fits(visit, mode, width):
+    show(visit.page, mode, width)
+    assert visit.page.evaluate(STICKS_OUT) == []
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width], "the page is wider than the window"
+    assert (visit.outside, visit.failed, visit.errors) == ([], [], [])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_page_is_accessible(visit, mode):
+    """axe-core finds nothing serious in what the book itself says; header and sidebar are the theme's."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    show(visit.page, mode, "wide")
+    found = axe.run(visit.page, context="article", options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(rule["id"], node["target"], node["failureSummary"]) for rule in found if rule["impact"] in GRAVE for node in rule["nodes"]] == []
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if not p.startswith("_modules/") and "genindex" not in p and "search" not in p])

@@ -2,7 +2,6 @@
 import itertools
 import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from scipy.special import erf, erfcx
 
 pytest.importorskip("anywidget")
 import traitlets
+from print_pdf import CHROMIUM_FLAGS, find_chromium
 
 from csist.imaging import FocalPlane
 from csist.limits import crlb, error_ellipse, position_covariance
@@ -17,9 +17,6 @@ from csist.scenes import Targets, random_targets
 from csist.widgets import PsfExplorer, static_html
 from csist.widgets.widgets import HERE
 
-CHROMIUM_FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PATIENCE = 180_000  # milliseconds: a busy machine is no failure
 MODULE = (HERE / "psf_explorer.js").read_text(encoding="utf8")
 
@@ -28,11 +25,6 @@ def need(available, message):
     """Skip with a message on a reader's machine; fail where CI promises that everything is there."""
     if not available:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-
-
-def find_chromium(playwright):
-    names = [os.environ.get("CSIST_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", playwright.chromium.executable_path]
-    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,152 @@
+"""The book's own tools: the notebook and the buttons that a page offers, what it says about its build, the PDF."""
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jupytext")
+pytest.importorskip("sphinx")
+import built
+import jupytext
+import launch
+import print_pdf
+from test_widgets import need
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted([ROOT / "book" / "intro.md", *(ROOT / "book" / "chapters").glob("*.md")])
+EXECUTED = [path for path in CHAPTERS if "kernelspec:" in path.read_text(encoding="utf8").split("\n---", 1)[0]]
+# Notebooks -------------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: path.stem)
+def test_chapters_are_notebooks(path):
+    """A chapter's code cells survive the conversion, the notebook is the same each time, and it starts by installing what it needs."""
+    folder = path.parent.relative_to(ROOT).as_posix()
+    notebook = launch.as_notebook(path, folder)
+    fences = re.findall(r"^```\{code-cell\}", path.read_text(encoding="utf8"), re.M)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(code) == len(fences) + 1 and code[0].source == launch.install_cell(folder)
+    assert jupytext.writes(notebook, "ipynb") == jupytext.writes(launch.as_notebook(path, folder), "ipynb")
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells) and notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "reproduce"])
+def test_stand_alone_notebooks_install_what_they_need(folder):
+    paths = sorted((ROOT / folder).glob("*.ipynb"))
+    assert paths
+    for path in paths:
+        first = next(cell for cell in jupytext.read(path).cells if cell.cell_type == "code")
+        assert first.source == launch.install_cell(folder), f"{path.name}: its first code cell is not launch.install_cell({folder!r})"
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "book/chapters", "book"])
+@pytest.mark.parametrize("there", [True, False])
+def test_install_cell(monkeypatch, folder, there):
+    """Nothing happens where the package is; elsewhere the repository is cloned, entered, and installed with an extra that exists."""
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
+    done = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there or None)
+    monkeypatch.setattr(shell, "system", lambda command: done.append(shell.var_expand(command, depth=1)))
+    monkeypatch.setattr(shell, "run_line_magic", lambda name, line, _stack_depth=1: done.append(f"{name} {line}"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    shell.run_cell(launch.install_cell(folder, "https://github.com/owner/name"), silent=True).raise_error()
+    if there:
+        assert done == []
+    else:
+        up = {"notebooks": "..", "book": "..", "book/chapters": "../.."}[folder]
+        clone = "git clone --quiet --depth 1 https://github.com/owner/name csist-repository"
+        assert done == [clone, f"cd csist-repository/{folder}", f'pip install --quiet "{up}[notebooks]"']
+        assert "notebooks" in built.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]["optional-dependencies"]
+
+
+# Buttons ---------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_launch_links_name_files_of_the_repository():
+    links = launch.launch_links("https://github.com/owner/name.git", "main", "results/table1", "reproduce/table1.ipynb")
+    assert [link["text"] for link in links] == ["Colab", "Binder"]
+    assert links[0]["url"] == "https://colab.research.google.com/github/owner/name/blob/main/reproduce/table1.ipynb"
+    assert links[1]["url"] == "https://mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/reproduce/table1.ipynb"
+
+
+def test_colab_is_offered_only_what_it_can_open():
+    """Colab reads notebooks of GitHub; neither a chapter's text nor another host."""
+    assert [link["text"] for link in launch.launch_links("https://github.com/owner/name", "main", "chapters/ista", "book/chapters/ista.md")] == ["Binder"]
+    (link,) = launch.launch_links("https://codeberg.org/owner/name", "main", "results/table1", "reproduce/table1.ipynb")
+    assert link["url"].startswith("https://mybinder.org/v2/git/https%3A%2F%2Fcodeberg.org%2Fowner%2Fname/main")
+
+
+def test_explorers_lead_to_their_notebooks():
+    """Each stand-alone notebook belongs to a chapter that shows its explorer."""
+    found = {path for chapter in CHAPTERS for path in launch.interactive_notebooks(chapter.read_text(encoding="utf8"))}
+    assert found == {path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+# How this book was built -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_build_tables():
+    rows = {name: [line.strip("| ").split(" | ") for line in make(None).splitlines()] for name, make in built.TABLES.items() if name != "results"}
+    assert all(len({len(row) for row in table}) == 1 and len(table) > 2 for table in rows.values())
+    assert {"torch", "numpy", "jupyter-book", "myst-nb"} <= {row[0] for row in rows["libraries"]}
+    assert all("not" not in row[2] for row in rows["libraries"][2:]), "a library of the book is missing from requirements.lock"
+    assert len(rows["data"]) == 4, "all result files quote one training split and one test split"
+    assert len(rows["weights"]) == 2 + len(list((ROOT / "reproduce" / "weights").glob("*.safetensors")))
+    assert {row[3] for row in rows["weights"][2:]} == {"the same"}
+
+
+# PDF -------------------------------------------------------------------------------------------------------------------------------------------------
+
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf8"><title>t</title></head><body><h1>One</h1>
+<details><summary>answer</summary><p>forty-two</p></details><h1 style="break-before: page">Two</h1>{}</body></html>"""
+
+
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        need(print_pdf.find_chromium(running), "needs Chromium")
+
+
+def test_print_pdf(tmp_path):
+    chromium()
+    page, pdf = tmp_path / "page.html", tmp_path / "new" / "book.pdf"
+    page.write_text(PAGE.format(""), encoding="utf8")
+    print_pdf.print_pdf(page, pdf)
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF-") and b"/Outlines" in content and len(re.findall(rb"/Type /Page\b", content)) == 2
+    assert [file.name for file in pdf.parent.iterdir()] == ["book.pdf"]
+
+
+def test_print_pdf_says_what_is_wrong(tmp_path, capsys):
+    assert print_pdf.main([str(tmp_path / "none.html"), str(tmp_path / "book.pdf")]) == 1
+    assert "Build the single page first" in capsys.readouterr().err
+    chromium()
+    page = tmp_path / "page.html"
+    page.write_text(PAGE.format("<script>nowhere()</script>"), encoding="utf8")
+    assert print_pdf.main([str(page), str(tmp_path / "book.pdf")]) == 1
+    assert "nowhere is not defined" in capsys.readouterr().err and not (tmp_path / "book.pdf").exists()
+
+
+def test_print_pdf_without_chromium(monkeypatch, capsys):
+    pytest.importorskip("playwright")
+    monkeypatch.setattr(print_pdf, "find_chromium", lambda playwright: None)
+    assert print_pdf.main(["--check"]) == 1
+    assert "apt-get install chromium" in capsys.readouterr().err
+
+
+# JupyterLab ------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_lab_opens_chapters_as_notebooks(tmp_path):
+    """The setting that `make lab` writes is one that JupyterLab reads from the environment."""
+    (line,) = [line.split() for line in (ROOT / "Makefile").read_text(encoding="utf8").splitlines() if "jupytext-config" in line]
+    file = line[line.index("--settings-file") + 1]
+    assert file == "$(VENV)/etc/jupyter/labconfig/default_setting_overrides.json"
+    target = tmp_path / "labconfig" / Path(file).name
+    subprocess.run([sys.executable, "-m", "jupytext_config", "--settings-file", str(target), *line[line.index("set-default-viewer") :]], check=True)
+    viewers = json.loads(target.read_text(encoding="utf8"))["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]
+    assert viewers == {"markdown": "Jupytext Notebook", "myst": "Jupytext Notebook"}
