@@ -92,13 +92,14 @@ def print_pdf(html: Path, pdf: Path) -> None:
     if not html.is_file():
         raise CannotPrint(f"{html} does not exist. Build the single page first: jupyter-book build book --builder singlehtml, or simply: make pdf")
     with chromium_page() as page:
-        check_fonts(page)
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(html.resolve().as_uri())
         page.emulate_media(media="print", color_scheme="light")
         page.evaluate(UNFOLD)
         page.wait_for_timeout(1500)  # what was folded away is drawn a moment after it is unfolded, and would print blank
+        if page.evaluate(r"() => /\p{Script=Han}/u.test(document.body.textContent)"):
+            check_fonts(page)
         if errors:
             raise CannotPrint(f"a script of {html} failed: {errors[0]}")
         pdf.parent.mkdir(parents=True, exist_ok=True)

@@ -131,6 +131,16 @@ def test_print_pdf_says_what_is_wrong(tmp_path, capsys):
     assert "nowhere is not defined" in capsys.readouterr().err and not (tmp_path / "book.pdf").exists()
 
 
+def test_print_pdf_knows_missing_fonts(tmp_path, monkeypatch, capsys):
+    """A page with Chinese in it is not printed as boxes; one without needs no such font."""
+    chromium()
+    monkeypatch.setattr(print_pdf, "DRAWS_CHINESE", "() => false")
+    page = tmp_path / "page.html"
+    page.write_text(PAGE.format("亚像元"), encoding="utf8")
+    assert print_pdf.main([str(page), str(tmp_path / "book.pdf")]) == 1
+    assert "apt-get install fonts-noto-cjk" in capsys.readouterr().err and not (tmp_path / "book.pdf").exists()
+
+
 def test_print_pdf_without_chromium(monkeypatch, capsys):
     pytest.importorskip("playwright")
     monkeypatch.setattr(print_pdf, "find_chromium", lambda playwright: None)

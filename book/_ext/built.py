@@ -57,7 +57,7 @@ def machine_table(_) -> str:
         ["Python", made["python"]],
         ["processor", made["device"]],
     ]
-    return table(["", "this build"], rows)
+    return table(["what", "this build"], rows)
 
 
 def libraries_table(_) -> str:
