@@ -20,6 +20,13 @@ CHROMIUM_FLAGS = [
 PATIENCE = 600_000  # milliseconds: the whole book is a large page, and a busy machine is no failure
 FOOTER = '<div style="width: 100%; text-align: center; font: 8px sans-serif; color: #555"><span class="pageNumber"></span></div>'
 
+# jupyter-book's index.html only leads on to the first page.
+ARRIVED = "() => document.readyState === 'complete' && !document.querySelector('meta[http-equiv=refresh i]')"
+
+SCALE = 0.75  # the screen's type is large for paper
+MARGIN = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
+WIDTH = round((210 - 2 * 16) / 25.4 * 96 / SCALE)  # the text's width on A4 in the page's own pixels
+
 UNFOLD = """async () => {
     await window.MathJax?.startup?.promise;
     document.documentElement.dataset.theme = document.documentElement.dataset.mode = "light";
@@ -28,6 +35,10 @@ UNFOLD = """async () => {
     for (const image of document.images) image.loading = "eager";
     await Promise.all([...document.images].map(image => image.decode().catch(() => null)));
     await document.fonts.ready;
+    for (const table of document.querySelectorAll("article table")) {  // one that is wider than the paper is set smaller
+        const room = table.parentElement.clientWidth, wide = table.scrollWidth;
+        if (room && wide > room) table.style.zoom = room / wide;
+    }
 }"""
 
 # A font without a character draws the same box for every character that it lacks, such as one of the private use area.
@@ -95,7 +106,9 @@ def print_pdf(html: Path, pdf: Path) -> None:
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(html.resolve().as_uri())
+        page.wait_for_function(ARRIVED)
         page.emulate_media(media="print", color_scheme="light")
+        page.set_viewport_size({"width": WIDTH, "height": 1200})
         page.evaluate(UNFOLD)
         page.wait_for_timeout(1500)  # what was folded away is drawn a moment after it is unfolded, and would print blank
         if page.evaluate(r"() => /\p{Script=Han}/u.test(document.body.textContent)"):
@@ -104,9 +117,8 @@ def print_pdf(html: Path, pdf: Path) -> None:
             raise CannotPrint(f"a script of {html} failed: {errors[0]}")
         pdf.parent.mkdir(parents=True, exist_ok=True)
         part = pdf.with_name(pdf.name + ".part")
-        margin = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
         page.pdf(
-            path=part, format="A4", margin=margin, print_background=True, outline=True, tagged=True,
+            path=part, format="A4", margin=MARGIN, scale=SCALE, print_background=True, outline=True, tagged=True,
             display_header_footer=True, header_template="<span></span>", footer_template=FOOTER,
         )  # fmt: skip
         os.replace(part, pdf)

@@ -1,6 +1,7 @@
 """The book's own tools: the notebook and the buttons that a page offers, what it says about its build, the PDF."""
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -97,6 +98,34 @@ def test_build_tables():
     assert len(rows["data"]) == 4, "all result files quote one training split and one test split"
     assert len(rows["weights"]) == 2 + len(list((ROOT / "reproduce" / "weights").glob("*.safetensors")))
     assert {row[3] for row in rows["weights"][2:]} == {"the same"}
+
+
+# Faults end the build --------------------------------------------------------------------------------------------------------------------------------
+
+FAULTY = """# A page
+
+No label {ref}`nowhere`, no page [there](none.md), no section [here](#absent), no work {cite}`nobody`, no function {py:func}`csist.none`,
+no figure {numref}`fig-none`, no equation {eq}`eq-none`, no value {glue:text}`unset`.
+
+<img src="https://example.org/picture.png" alt="from another host">
+"""
+FAULTS = ["nowhere", "none.md", "absent", "nobody", "csist.none", "fig-none", "eq-none", "unset", "https://example.org/picture.png"]
+
+
+def test_faults_end_the_build(tmp_path):
+    """With the book's own settings and command, each broken link, missing label and foreign file is reported, and the build fails."""
+    pytest.importorskip("jupyter_book")
+    for name in ("_config.yml", "_ext", "_static", "favicon.svg", "references.bib"):
+        (tmp_path / name).symlink_to(ROOT / "book" / name)
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: page\n", encoding="utf8")
+    (tmp_path / "page.md").write_text(FAULTY, encoding="utf8")
+    options = next(line.split()[3:7] for line in (ROOT / "Makefile").read_text(encoding="utf8").splitlines() if "jupyter-book build book -W" in line)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(tmp_path), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    warnings = [line for line in run.stderr.splitlines() if "WARNING" in line]
+    assert run.returncode != 0 and options == ["-W", "-n", "--keep-going", "--all"]
+    assert [fault for fault in FAULTS if not any(fault in line for line in warnings)] == [], run.stderr[-4000:]
 
 
 # PDF -------------------------------------------------------------------------------------------------------------------------------------------------
