@@ -57,7 +57,7 @@ train: $(READY) ## work through the training queue; BUDGET=25m limits it
 
 # The setting that opens .md files as notebooks is written into the environment, not into the reader's home.
 lab: $(READY)   ## open the book's chapters, and all other notebooks, in JupyterLab
-	$(BIN)/python -m pip install --quiet "jupyterlab>=4.2"
+	$(BIN)/python -m pip install --quiet "jupyterlab>=4.2" "jupyterlab-myst>=2.4"
 	$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer markdown myst
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/book/intro.md
 

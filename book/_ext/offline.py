@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from pybtex.plugin import register_plugin
+from pybtex.richtext import Text
 from pybtex.style.formatting.unsrt import Style
 from pybtex.style.labels import BaseLabelStyle
 from sphinx.errors import ExtensionError
@@ -42,7 +43,7 @@ class AuthorYearLabels(BaseLabelStyle):
     def format_labels(self, sorted_entries):
         seen: dict[str, int] = {}
         for entry in sorted_entries:
-            people = [" ".join(p.prelast_names + p.last_names) for p in entry.persons.get("author", entry.persons.get("editor", []))]
+            people = [Text.from_latex(" ".join(p.prelast_names + p.last_names)).render_as("text") for p in entry.persons.get("author", entry.persons.get("editor", []))]
             names = people[0] + " et al." if len(people) > 2 else " and ".join(people) or entry.key
             label = f"{names}, {entry.fields.get('year', 'n.d.')}"
             seen[label] = seen.get(label, 0) + 1
@@ -95,6 +96,11 @@ def examples_section(app, what, name, obj, options, lines):
         lines[first:first] = ["Examples", "--------"]
 
 
+def list_of_works(app, pagename, templatename, context, doctree):
+    """Entries of the bibliography are items of a list; docutils gives them a role that has been withdrawn, which leaves a list without items."""
+    context["body"] = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def copy_mathjax(app, exception):
     if exception or app.builder.format != "html":
         return
@@ -122,6 +128,7 @@ def setup(app):
     app.connect("config-inited", without_thebe)
     app.connect("builder-inited", cache_by_source, priority=100)  # before myst-nb reads its settings
     app.connect("autodoc-process-docstring", examples_section, priority=400)  # before napoleon
+    app.connect("html-page-context", list_of_works)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", check_external, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
