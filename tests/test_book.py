@@ -37,7 +37,7 @@ STICKS_OUT = """() => {
     const cuts = style => ["hidden", "clip"].includes(style.overflowX);
     for (const e of article.querySelectorAll("figure, img, svg, canvas, table, pre, mjx-container, .csist-widget, .admonition, .sd-card")) {
         const box = e.getBoundingClientRect();
-        if (!box.width || !box.height || e.closest("mjx-container") !== (e.matches("mjx-container") ? e : null)) continue;
+        if (!box.width || !box.height || e.matches("svg svg") || e.closest("mjx-container") !== (e.matches("mjx-container") ? e : null)) continue;
         let frame = e.closest(".tag_full-width") ? main : column;
         for (let p = e.parentElement; p && p !== article; p = p.parentElement) {
             const style = getComputedStyle(p);

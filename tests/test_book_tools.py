@@ -81,6 +81,11 @@ def test_colab_is_offered_only_what_it_can_open():
     assert link["url"].startswith("https://mybinder.org/v2/git/https%3A%2F%2Fcodeberg.org%2Fowner%2Fname/main")
 
 
+def test_launch_links_say_which_notebook():
+    links = launch.launch_links("https://github.com/owner/name", "main", "chapters/ista", "notebooks/ista_explorer.ipynb")
+    assert [link["text"] for link in links] == ["Colab: ista_explorer", "Binder: ista_explorer"]
+
+
 def test_explorers_lead_to_their_notebooks():
     """Each stand-alone notebook belongs to a chapter that shows its explorer."""
     found = {path for chapter in CHAPTERS for path in launch.interactive_notebooks(chapter.read_text(encoding="utf8"))}

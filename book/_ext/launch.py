@@ -62,9 +62,10 @@ def launch_links(address: str, branch: str, page: str, path: str) -> list[dict]:
     links = [("Binder", "logo_binder.svg", f"https://mybinder.org/v2/{where}/{branch}?urlpath=lab/tree/{path}")]
     if github and path.endswith(".ipynb"):
         links.insert(0, ("Colab", "logo_colab.png", f"https://colab.research.google.com/github/{github[1]}/blob/{branch}/{path}"))
-    what = "this page" if Path(path).stem == Path(page).name else f"the notebook {Path(path).stem.replace('_', ' ')}"
+    stem = Path(path).stem
+    suffix, what = ("", "this page") if stem == Path(page).name else (f": {stem}", f"the notebook {stem}")
     return [
-        {"type": "link", "text": name, "tooltip": f"Open {what} on {name}", "icon": f"_static/images/{icon}", "url": url} for name, icon, url in links
+        {"type": "link", "text": name + suffix, "tooltip": f"Open {what} on {name}", "icon": f"_static/images/{icon}", "url": url} for name, icon, url in links
     ]  # fmt: skip
 
 

@@ -43,7 +43,8 @@ class AuthorYearLabels(BaseLabelStyle):
     def format_labels(self, sorted_entries):
         seen: dict[str, int] = {}
         for entry in sorted_entries:
-            people = [Text.from_latex(" ".join(p.prelast_names + p.last_names)).render_as("text") for p in entry.persons.get("author", entry.persons.get("editor", []))]
+            persons = entry.persons.get("author", entry.persons.get("editor", []))
+            people = [Text.from_latex(" ".join(p.prelast_names + p.last_names)).render_as("text") for p in persons]
             names = people[0] + " et al." if len(people) > 2 else " and ".join(people) or entry.key
             label = f"{names}, {entry.fields.get('year', 'n.d.')}"
             seen[label] = seen.get(label, 0) + 1
