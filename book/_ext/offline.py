@@ -69,8 +69,8 @@ def cache_by_source(app):
             total.update(f"{library}={importlib.metadata.version(library)}\n".encode())
         except importlib.metadata.PackageNotFoundError:
             continue
-    for path in sorted(files):
-        total.update(f"{path.parent.name}/{path.name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for line in sorted(f"{path.parent.name}/{path.name}\n".encode() + hashlib.sha256(path.read_bytes()).digest() for path in files):  # wherever the files lie
+        total.update(line)
     app.config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / total.hexdigest()[:16])
 
 
