@@ -87,8 +87,9 @@ def test_launch_links_say_which_notebook():
 
 
 def test_explorers_lead_to_their_notebooks():
-    """Each stand-alone notebook belongs to a chapter that shows its explorer."""
-    found = {path for chapter in CHAPTERS for path in launch.interactive_notebooks(chapter.read_text(encoding="utf8"))}
+    """Each stand-alone notebook belongs to a page that shows its explorer."""
+    pages = [*CHAPTERS, *(ROOT / "reproduce").glob("*.md")]
+    found = {path for page in pages for path in launch.interactive_notebooks(page.read_text(encoding="utf8"))}
     assert found == {path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 

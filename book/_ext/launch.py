@@ -90,10 +90,11 @@ def add_ways_out(app, pagename, templatename, context, doctree):
         target.parent.mkdir(parents=True, exist_ok=True)
         jupytext.write(as_notebook(source, folder, address), target)
         context["ipynb_source"] = f"{pagename}.ipynb"
-        paths = [f"book/{pagename}.md", *interactive_notebooks(source.read_text(encoding="utf8"))]
-    else:
-        paths = [f"reproduce/{source.name}"]
+        path, myst = f"book/{pagename}.md", source
+    else:  # papermill's copy of a notebook
+        path, myst = f"reproduce/{source.name}", ROOT / "reproduce" / f"{source.stem}.md"
     if address:
+        paths = [path, *interactive_notebooks(myst.read_text(encoding="utf8"))]
         links = [link for path in paths for link in launch_links(address, branch, pagename, path)]
         group = {"type": "group", "tooltip": "Run it online", "icon": "fas fa-rocket", "buttons": links, "label": "launch-buttons"}
         context["header_buttons"].insert(0, group)
