@@ -115,16 +115,20 @@ def test_refine_finds_the_minimum_that_scipy_finds(width):
     assert (frames == 255).any() and len(set(scene.count)) == 4
     expected = Targets(np.full(scene.xy.shape, 5.0), np.full(scene.intensity.shape, 235.0), scene.count)
     found = refine(frames, scene, PLANE, known=None if width is None else expected, width=width, iterations=60)
-    for n, frame in enumerate(frames):
-        number = scene.count[n]
-        start = np.column_stack([scene.xy[n, :number], scene.intensity[n, :number]]).ravel()
-        pull = 0.0 if width is None else 1 / np.tile(width, number)
 
+    def residuals_of(frame, number):
         def residuals(p):
             z, model = frame.astype(float), PLANE.expected(Targets(p.reshape(1, -1, 3)[..., :2], p.reshape(1, -1, 3)[..., 2], [number]))[0]
             misfit = np.where(z == 255, np.minimum(model - 254.5, 0), model - z) * np.sqrt(12)
-            return np.concatenate([misfit.ravel(), (p - np.tile([5, 5, 235], number)) * pull])
+            known = 0 * p if width is None else (p - np.tile([5, 5, 235], number)) / np.tile(width, number)
+            return np.concatenate([misfit.ravel(), known])
 
+        return residuals
+
+    for n, frame in enumerate(frames):
+        number = scene.count[n]
+        start = np.column_stack([scene.xy[n, :number], scene.intensity[n, :number]]).ravel()
+        residuals = residuals_of(frame, number)
         here = np.column_stack([found.xy[n, :number], found.intensity[n, :number]]).ravel()
         scipys = least_squares(residuals, start, x_scale=np.tile([0.1, 0.1, 10], number), xtol=1e-12, ftol=1e-12, gtol=1e-12).x
         assert (residuals(here) ** 2).sum() <= (residuals(scipys) ** 2).sum() + 1e-4
