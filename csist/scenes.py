@@ -144,7 +144,7 @@ def random_targets(
     shape=(11, 11),
     cells=None,
 ) -> Targets:
-    """Random clusters of closely spaced targets; the defaults are those of CSIST-100K (paper, section 4.1).
+    """Random clusters of closely spaced targets; the defaults are those of CSIST-100K (paper, section 4.1; book chapter "CSIST-100K rebuilt").
 
     Every cluster lies in one unit square about a pixel's centre. Its targets are placed one after the other, each uniformly in the square and redrawn
     while it is nearer than ``min_distance`` to an earlier one; a cluster that gets stuck is begun again. This is how a data generator is usually
