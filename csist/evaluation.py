@@ -141,7 +141,7 @@ def list_methods() -> list[str]:
 
 
 def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlane | None = None, threshold: float | None = None, **options) -> Targets:
-    """Say how many targets each frame holds, where they are and how bright.
+    """Say how many targets each frame holds, where they are and how bright (book chapter "A blob in the sky").
 
     Parameters
     ----------

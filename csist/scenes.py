@@ -144,12 +144,12 @@ def random_targets(
     shape=(11, 11),
     cells=None,
 ) -> Targets:
-    """Random clusters of closely spaced targets; the defaults are those of CSIST-100K (paper, section 4.1).
+    """Random clusters of closely spaced targets; the defaults are those of CSIST-100K (paper, section 4.1; book chapter "CSIST-100K rebuilt").
 
     Every cluster lies in one unit square about a pixel's centre. Its targets are placed one after the other, each uniformly in the square and redrawn
     while it is nearer than ``min_distance`` to an earlier one; a cluster that gets stuck is begun again. This is how a data generator is usually
-    written. It is not the uniform law over all valid sets (early targets sit a little too near the middle, late ones in the corners), but no score
-    notices: the log-density of the two laws differs by 0.2 to 0.6 standard deviations for 2 to 5 targets.
+    written. It is not the uniform law over all valid sets (early targets sit a little too near the middle, late ones in the corners); the chapter
+    measures the difference.
 
     Parameters
     ----------

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.integrate import dblquad
+from scipy.optimize import least_squares
 from scipy.special import j1
 
 from csist.datasets import csist100k
 from csist.imaging import FocalPlane
 from csist.metrics import count_accuracy, cso_map
 from csist.scenes import Targets, random_targets
-from csist.solvers.least_squares import FrameFit, plausible_counts, unmix_least_squares
+from csist.solvers.least_squares import FrameFit, plausible_counts, refine, unmix_least_squares
 
 pytest.importorskip("accelerate")
 REPRODUCE = Path(__file__).resolve().parent.parent / "reproduce"
@@ -106,9 +107,45 @@ def test_least_squares_solves_clean_frames_and_says_how_sure_it_is():
     assert unmix_least_squares(np.zeros((2, 11, 11))).count.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("width", [None, (0.3, 0.3, 8.7)])
+def test_refine_finds_the_minimum_that_scipy_finds(width):
+    """Frames of one to four targets together: padding, saturated pixels and what is known beforehand, each frame against scipy on its own."""
+    scene = random_targets(12, np.random.default_rng(7), count=np.tile([1, 2, 3, 4], 3), cells=np.full((12, 2), 5))
+    frames = PLANE.render(scene)
+    assert (frames == 255).any() and len(set(scene.count)) == 4
+    expected = Targets(np.full(scene.xy.shape, 5.0), np.full(scene.intensity.shape, 235.0), scene.count)
+    found = refine(frames, scene, PLANE, known=None if width is None else expected, width=width, iterations=60)
+
+    def residuals_of(frame, number):
+        def residuals(p):
+            z, model = frame.astype(float), PLANE.expected(Targets(p.reshape(1, -1, 3)[..., :2], p.reshape(1, -1, 3)[..., 2], [number]))[0]
+            misfit = np.where(z == 255, np.minimum(model - 254.5, 0), model - z) * np.sqrt(12)
+            known = 0 * p if width is None else (p - np.tile([5, 5, 235], number)) / np.tile(width, number)
+            return np.concatenate([misfit.ravel(), known])
+
+        return residuals
+
+    for n, frame in enumerate(frames):
+        number = scene.count[n]
+        start = np.column_stack([scene.xy[n, :number], scene.intensity[n, :number]]).ravel()
+        residuals = residuals_of(frame, number)
+        here = np.column_stack([found.xy[n, :number], found.intensity[n, :number]]).ravel()
+        scipys = least_squares(residuals, start, x_scale=np.tile([0.1, 0.1, 10], number), xtol=1e-12, ftol=1e-12, gtol=1e-12).x
+        assert (residuals(here) ** 2).sum() <= (residuals(scipys) ** 2).sum() + 1e-4
+        if width is not None or number < 3:  # without anything known, the valley of a crowd is too flat for one minimum
+            assert np.allclose(here, scipys, atol=[0.002, 0.002, 0.5] * number)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="starts must be a whole number >= 1; got 0"):
         unmix_least_squares(np.zeros((1, 11, 11)), starts=0)
+    start = Targets([[[5.0, 5.0]]], [[235.0]], [1])
+    with pytest.raises(ValueError, match="start holds 1 frames, but 2 frames are given"):
+        refine(np.zeros((2, 11, 11)), start)
+    with pytest.raises(ValueError, match="known .* and width .* belong together"):
+        refine(np.zeros((1, 11, 11)), start, width=(1, 1, 1))
+    with pytest.raises(ValueError, match="known must hold a target for each"):
+        refine(np.zeros((1, 11, 11)), start, known=start[[]], width=(1, 1, 1))
 
 
 # Peers

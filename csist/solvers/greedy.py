@@ -14,8 +14,8 @@ BLOCK = 256  # frames treated together
 def omp(frames, plane: FocalPlane, grid: SubpixelGrid, n_targets=None, tolerance: float | None = None, max_targets: int = 5) -> np.ndarray:
     r"""Orthogonal matching pursuit: take the best-matching sub-pixel, refit all intensities taken so far, repeat on what is left.
 
-    .. math:: j_k = \arg\max_j \frac{|g_j^T r|}{\lVert g_j\rVert}, \qquad
-              s_{J_k} = \arg\min_s \lVert z - G_{J_k} s\rVert_2, \qquad r = z - G_{J_k} s_{J_k}
+    .. math:: j_k = \arg\max_j \frac{|g_j^T e|}{\lVert g_j\rVert}, \qquad
+              s_{J_k} = \arg\min_s \lVert z - G_{J_k} s\rVert_2, \qquad e = z - G_{J_k} s_{J_k}
 
     Columns are normalised for the choice, or those of sub-pixels at a pixel's centre would always win; intensities come in grey levels of total flux, and
     nothing keeps them positive. It fails on close targets for a reason worth seeing: the first sub-pixel taken is the one under the blend's centroid,
@@ -30,7 +30,7 @@ def omp(frames, plane: FocalPlane, grid: SubpixelGrid, n_targets=None, tolerance
     n_targets : int or array (n,), optional
         Number of targets to take, for all frames or for each.
     tolerance : float, optional
-        Stop a frame when its residual's norm :math:`\lVert r\rVert_2` is at most this [grey levels]. With ``n_targets`` the earlier of both rules holds and the
+        Stop a frame when its residual's norm :math:`\lVert e\rVert_2` is at most this [grey levels]. With ``n_targets`` the earlier of both rules holds and the
         default is 0; without, it is :math:`\sqrt{\text{pixels}/12}`, the norm that rounding to whole grey levels leaves of a perfect fit (3.2 for 121 pixels).
     max_targets : int
         Largest number of targets of a frame where ``n_targets`` is not given.
@@ -83,7 +83,7 @@ def _pursue(operator: SteeringOperator, frames: np.ndarray, counts: np.ndarray, 
         active = active[(counts[active] > k) & (np.linalg.norm(residual[active], axis=(1, 2)) > tolerance)]
         if not len(active):
             break
-        match = (np.abs(operator.adjoint(residual[active])) / norms).reshape(len(active), -1)  # |g_j^T r| / |g_j|
+        match = (np.abs(operator.adjoint(residual[active])) / norms).reshape(len(active), -1)  # |g_j^T e| / |g_j|
         np.put_along_axis(match, chosen[active, :k], -1.0, axis=1)  # a sub-pixel is taken once, whatever rounding says
         chosen[active, k] = match.argmax(1)
         row, column = np.divmod(chosen[active, : k + 1], width)  # (m, k + 1)

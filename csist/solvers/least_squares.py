@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
-from csist.limits import noise_deviation
+from csist.limits import jacobian, noise_deviation
 from csist.scenes import Targets, random_targets
 from csist.solvers.finding import find_cells
 
@@ -193,6 +193,84 @@ def unmix_least_squares(
         _, fit, theta = min(fits, key=lambda one: one[0])
         lists.append(answer_of(fit, theta))
     return Targets.from_lists(*zip(*lists)) if lists else Targets(np.zeros((0, 1, 2)), np.zeros((0, 1)), np.zeros(0, dtype=int))
+
+
+def refine(frames, start: Targets, plane: FocalPlane | None = None, *, known: Targets | None = None, width=None, iterations: int = 30) -> Targets:
+    r"""Least squares from given answers, thousands of frames at a time (book chapter "How close is too close").
+
+    .. math:: \hat\theta = \arg\min_\theta \sum_q w_q\left(\frac{m_q(\theta) - z_q}{\tau}\right)^2 + \sum_a \left(\frac{\theta_a - \bar\theta_a}{b_a}\right)^2
+
+    by damped Gauss-Newton steps (Levenberg-Marquardt); a clipped pixel counts only while the model stays below its threshold, half a grey level under full
+    scale. The number of targets stays, and the minimum is the one next to the start, which need not be the lowest. The fast relative with the data set's rules
+    built in is :func:`csist.solvers.offgrid.polish`.
+
+    Parameters
+    ----------
+    frames : array (n, rows, columns)
+        Grey levels.
+    start : Targets
+        Where to begin; its counts are kept.
+    plane : FocalPlane, optional
+        Optics and sensor; by default the paper's.
+    known : Targets, optional
+        What is known of each target beforehand, :math:`\bar\theta`: a mean position and intensity. Without it the last sum is left out.
+    width : (float, float, float)
+        How well it is known, :math:`b`: standard deviations of x [px], y [px] and intensity [grey levels]. Goes with ``known``.
+    iterations : int
+        Steps; a step that does not improve a frame only raises its damping.
+
+    Returns
+    -------
+    Targets
+        Positions and intensities in the order of ``start``.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of frames or of targets differ, or only one of ``known`` and ``width`` is given.
+
+    >>> plane = FocalPlane()
+    >>> frame = plane.render(Targets([[[5.1, 4.8]]], [[240.0]], [1]))
+    >>> refine(frame, Targets([[[5.3, 5.0]]], [[230.0]], [1]), plane).xy.round(2).tolist()
+    [[[5.1, 4.8]]]
+    """
+    plane = plane or FocalPlane()
+    frames = check_frames(frames, plane.shape)
+    if len(start) != len(frames):
+        raise ValueError(f"refine: start holds {len(start)} frames, but {len(frames)} frames are given; give one entry per frame")
+    if (known is None) != (width is None):
+        raise ValueError("refine: known (what is expected) and width (how well it is known) belong together; give both or neither")
+    if known is not None and (known.xy.shape != start.xy.shape or (known.count < start.count).any()):
+        raise ValueError(f"refine: known must hold a target for each of start's, in arrays of the shape {start.xy.shape}; got {known.xy.shape}")
+    vectors = lambda scenes: np.nan_to_num(np.concatenate([scenes.xy, scenes.intensity[..., None]], axis=-1)).reshape(len(scenes), -1)  # (n, 3K)
+    scenes = lambda p: Targets(p.reshape(*start.xy.shape[:2], 3)[..., :2], p.reshape(*start.xy.shape[:2], 3)[..., 2], start.count)
+    level, deviation = frames.reshape(len(frames), -1).astype(np.float64), noise_deviation(plane)
+    clipped, threshold = level >= plane.full_scale, plane.full_scale - 0.5
+    absent = np.repeat(~start.mask, 3, axis=1)
+    stiffness = np.zeros(absent.shape) if known is None else np.where(absent, 0.0, np.tile(1 / np.square(width), start.capacity))  # b^-2
+    mean = 0.0 if known is None else vectors(known)
+
+    def residuals(p):
+        model = plane.expected(scenes(p)).reshape(len(p), -1)
+        return np.where(clipped, np.minimum(model - threshold, 0.0), model - level) / deviation
+
+    def cost(p):
+        return (residuals(p) ** 2).sum(1) + (stiffness * (p - mean) ** 2).sum(1)
+
+    p, damping = vectors(start), np.full((len(level), 1), 1e-3)
+    least = cost(p)
+    for _ in range(iterations):
+        r = residuals(p)
+        slopes = jacobian(scenes(p), plane) * (~clipped | (r < 0))[..., None] / deviation  # (n, pixels, 3K)
+        curvature = np.swapaxes(slopes, 1, 2) @ slopes + stiffness[:, :, None] * np.eye(p.shape[1])
+        diagonal = np.einsum("naa->na", curvature)  # a view: damping goes in through it
+        diagonal += damping * diagonal + (diagonal == 0)  # padding, and targets that the frame does not see, stay where they are
+        trial = p - np.linalg.solve(curvature, (np.einsum("nqa,nq->na", slopes, r) + stiffness * (p - mean))[..., None])[..., 0]
+        trial_cost = cost(trial)
+        better = trial_cost < least
+        p[better], least[better] = trial[better], trial_cost[better]
+        damping = np.where(better[:, None], 0.2 * damping, 5 * damping).clip(1e-9, 1e9)
+    return scenes(p)
 
 
 def best_of_starts(fit: FrameFit, starts: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
