@@ -79,17 +79,19 @@ class Matches:
     def average_precisions(self, multiplicity=None) -> np.ndarray:
         """Average precision at every threshold, (T,), each frame counted ``multiplicity`` (n,) times (default once).
 
-        Exactly what copying the frames would give, because matching never looks beyond its own frame. A boolean array selects frames.
+        Exactly what copying the frames would give, because matching never looks beyond its own frame. A boolean array selects frames; numbers that are not
+        whole weigh them, as where a sampled frame stands for several others.
         """
         if multiplicity is None:
             weight, n_truths = None, int(self.targets_per_frame.sum())
         else:
-            multiplicity = np.asarray(multiplicity, dtype=np.int64)
+            multiplicity = np.asarray(multiplicity)
+            multiplicity = multiplicity.astype(np.float64 if multiplicity.dtype.kind == "f" else np.int64)
             if multiplicity.shape != self.targets_per_frame.shape:
                 raise ValueError(
                     f"average_precisions: multiplicity must hold one number for each of {len(self.targets_per_frame)} frames; got shape {multiplicity.shape}"
                 )
-            weight, n_truths = multiplicity[self.frame], int(multiplicity @ self.targets_per_frame)
+            weight, n_truths = multiplicity[self.frame], (multiplicity @ self.targets_per_frame).item()
         return np.array([average_precision(hits, n_truths, weight) for hits in self.is_hit])
 
 
@@ -244,7 +246,7 @@ def average_precision(is_hit, n_truths: int, weight=None) -> float:
     n_truths : int
         Number N of true targets (counted with their frames' multiplicity if there are weights).
     weight : array (D,), optional
-        Multiplicity of each detection, 0, 1, 2 ...; as if it stood in the list so many times in a row.
+        Multiplicity of each detection, 0, 1, 2 ...; as if it stood in the list so many times in a row. It need not be whole.
 
     Returns
     -------
@@ -274,12 +276,12 @@ def average_precision(is_hit, n_truths: int, weight=None) -> float:
         gain, rank = weight[hits], total[hits]
         n_detections = total[-1] if len(total) else 0
     found = np.cumsum(gain)
-    if len(found) and found[-1] > n_truths:
+    if len(found) and found[-1] > n_truths * (1 + 1e-12):  # sums of weights round
         raise ValueError(f"average_precision: {found[-1]} hits but only {n_truths} targets; a target can be hit once")
     if n_truths == 0:
         return 0.0 if n_detections else math.nan
     # Several copies of one hit raise precision from copy to copy, so the envelope over all of them is its value at the last copy.
-    precision = found / np.maximum(rank, 1)
+    precision = found / np.where(rank > 0, rank, 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope @ gain / n_truths)
 

@@ -28,13 +28,14 @@ import numpy as np  # noqa: E402
 from csist.datasets import Frames, frames_hash  # noqa: E402
 from csist.evaluation import detect, predict, provenance  # noqa: E402
 from csist.imaging import FocalPlane, SubpixelGrid, pixel_profile  # noqa: E402
-from csist.metrics import score_report  # noqa: E402
+from csist.instrument import measure_sigma, subtract_background  # noqa: E402
+from csist.metrics import match_detections, score_report  # noqa: E402
+from csist.networks.continuous import DEFAULT_RUN, unmix_continuous  # noqa: E402
 from csist.networks.detector import read_detector  # noqa: E402
 from csist.networks.registry import read_weights  # noqa: E402
 from csist.pipeline import Pipeline, file_hash  # noqa: E402
 from csist.reporting import read_json  # noqa: E402
 from csist.scenes import Targets, random_targets  # noqa: E402
-from csist.solvers.finding import find_cells  # noqa: E402
 from csist.solvers.ista import TUNED, unmix_ista  # noqa: E402
 from csist.solvers.offgrid import TIERS, Prior, unmix_offgrid  # noqa: E402
 from csist.training import write_json  # noqa: E402
@@ -151,33 +152,13 @@ def conditions() -> dict[str, Condition]:
 @functools.lru_cache(maxsize=16)
 def measured_optics(sigma: float, psf: tuple, size: int = 20) -> tuple[float, float]:
     """PSF width [px] and share of the light that a Gaussian accounts for, as a user would fit them to frames of single targets of known intensity."""
-    from scipy.optimize import least_squares
-
     truth = random_targets(size, np.random.default_rng(SEED + 2), count=(1, 1), cells=np.full((size, 2), 5))
-    frames = PLANE.digitise(expected(truth, replace(PLANE, sigma=sigma), psf)).astype(np.float64)
-
-    def misfit(theta):
-        x, y, width, share = theta[:size], theta[size : 2 * size], *theta[2 * size :]
-        rows, columns = (pixel_profile(place, PLANE.shape[0], width) for place in (x, y))
-        return ((share * truth.intensity[:, 0, None, None] * rows[:, :, None] * columns[:, None, :] - frames)[:, 3:8, 3:8]).ravel()
-
-    return tuple(least_squares(misfit, [*np.full(2 * size, 5.0), 0.5, 1.0]).x[-2:].tolist())
+    frames = PLANE.digitise(expected(truth, replace(PLANE, sigma=sigma), psf))
+    width = measure_sigma(frames, PLANE, intensity=truth.intensity[:, 0])
+    return width.sigma, width.share
 
 
 # Methods ---------------------------------------------------------------------------------------------------------------------------------
-
-
-def subtract_background(frames: np.ndarray, plane: FocalPlane) -> np.ndarray:
-    """Frames less the plane fitted to the pixels that are more than 3 px from the cluster, rounded; saturated pixels stay saturated."""
-    n, rows, columns = frames.shape
-    i, j = np.mgrid[:rows, :columns]
-    design = np.stack([np.ones(i.size), i.ravel() - rows / 2, j.ravel() - columns / 2], axis=1)
-    cleaned = np.empty(frames.shape)
-    for index, (frame, cell) in enumerate(zip(frames.astype(np.float64), find_cells(frames, 5, float(np.median(frames)) + 5))):
-        far = ((abs(i - cell[0]) > 3) | (abs(j - cell[1]) > 3)).ravel()
-        weights = np.linalg.lstsq(design[far], frame.ravel()[far], rcond=None)[0]
-        cleaned[index] = np.where(frame >= plane.full_scale, frame, np.clip(np.rint(frame - (design @ weights).reshape(rows, columns)), 0, plane.full_scale))
-    return cleaned.astype(frames.dtype)
 
 
 def shown(condition: Condition, frames: np.ndarray, informed: bool) -> np.ndarray:
@@ -252,6 +233,24 @@ class Images:
         return Pipeline(network, read_detector(HERE / "weights" / f"{self.detector}.safetensors")[0]).read(images, frames)
 
 
+class Continuous:
+    """The network that answers with positions, trained on frames of CSIST-100K's law alone."""
+
+    variants = ("plain", "informed")
+
+    def __init__(self, frames: int):
+        self.frames = frames
+
+    def applies(self, condition: Condition, variant: str) -> bool:
+        return variant == "plain" or bool(condition.background)
+
+    def settings(self, condition: Condition, variant: str) -> dict:
+        return {"weights": {DEFAULT_RUN: file_hash(HERE / "weights" / f"{DEFAULT_RUN}.safetensors")}}
+
+    def answer(self, condition: Condition, frames: np.ndarray, variant: str) -> Targets:
+        return unmix_continuous(PLANE.digitise(shown(condition, frames, variant == "informed")), network=DEFAULT_RUN)
+
+
 class Ista:
     """Non-negative FISTA on the grid, c = 3, without saturated pixels, as tuned on validation frames; it can be told the PSF's width and the sensor."""
 
@@ -278,6 +277,7 @@ class Ista:
 METHODS = {
     "off-grid-fast": OffGrid("fast", 500),
     "off-grid-standard": OffGrid("standard", 300, told_only=True),
+    "continuous": Continuous(500),
     "dista-net": Images("dista-net", 300),
     "ista-net-plus": Images("ista-net-plus", 300),
     "cfgn-detector": Images("cfgn", 200, "cfgn-detector-c3-seed0"),
@@ -302,7 +302,16 @@ def score(method, condition: Condition, variant: str, size: int) -> dict:
     estimate = method.answer(condition, data.frames, variant)
     seconds = (time.process_time() - started) / size
     report = score_report(estimate, data.targets, resamples=200, seed=0)
-    return {**{key: report[key] for key in KEPT}, **plan(method, condition, variant, size), "seconds_per_frame": seconds, "date": provenance()["date"]}
+    scores = {key: report[key] for key in KEPT} | claims(estimate, data.targets) | plan(method, condition, variant, size)
+    return {**scores, "seconds_per_frame": seconds, "date": provenance()["date"]}
+
+
+def claims(estimate: Targets, truth: Targets) -> dict:
+    """Mean claimed hit probability and share of real hits, both over CSO-mAP's thresholds; nothing for scores that are no probabilities."""
+    if estimate.score is None or not np.nanmax(estimate.score, initial=0.0) <= 1:
+        return {}
+    matches = match_detections(estimate, truth)
+    return {"claimed": float(matches.score.mean()), "real": float(matches.is_hit.mean())}
 
 
 def plan(method, condition: Condition, variant: str, size: int) -> dict:

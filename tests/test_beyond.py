@@ -93,8 +93,10 @@ def test_stored_speeds_are_kept_and_missing_ones_are_measured(folder):
 
 
 def test_the_attainable_limit_says_where_it_comes_from():
-    text = beyond.describe_limit(beyond.attainable())
-    assert "94.6 ± 0.35" in text and "outside this repository's scripts" in text and "2,800" in text
+    limit = beyond.attainable()
+    text = beyond.describe_limit(limit)
+    assert f"{100 * limit['cso_map']:.2f} ± {100 * limit['uncertainty']:.2f}" in text and "exact posterior" in text and "attainable.py" in text
+    assert f"{limit['sampled']:,} of them" in text and f"{100 * limit['interior']['cso_map']:.1f}" in text
 
 
 def test_a_crowd_of_networks_leaves_room_for_the_others(folder):
@@ -130,8 +132,9 @@ def test_what_knowledge_is_worth(folder, tmp_path_factory):
 
 
 def test_the_frontier_in_words_quotes_the_rows(folder):
-    text = beyond.describe_frontier(beyond.beyond_rows(folder), beyond.attainable(folder))
-    assert "off-grid, fast (90.00)" in text and "4.6 points below the attainable limit" in text and "A library (50.00)" in text
+    limit = beyond.attainable(folder)
+    text = beyond.describe_frontier(beyond.beyond_rows(folder), limit)
+    assert "off-grid, fast (90.00)" in text and f"{100 * limit['cso_map'] - 90:.1f} points below the attainable limit" in text and "A library (50.00)" in text
     assert "Without a measured speed" in beyond.describe_unplaced(beyond.beyond_rows(folder))
 
 
@@ -203,6 +206,19 @@ def test_robustness_rows_prefer_what_a_user_could_tell():
     assert cells["an Airy pattern"].count("–") == len(cells["an Airy pattern"]) - 1
 
 
+def test_claims_and_noise_of_stored_conditions():
+    content = robustness_content()
+    content["conditions"]["read-noise-2"]["methods"]["off-grid-fast:plain"] |= {"claimed": 0.9, "real": 0.4}
+    rows = beyond.robustness_rows(content)
+    bold = beyond.robustness_score(rows, "read-noise-2", "off-grid-fast:plain")
+    assert (bold["claimed"], bold["real"]) == (0.9, 0.4) and beyond.robustness_score(rows, "base", "dista-net")["claimed"] is None
+    axes = beyond.plot_claims(rows).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["read-noise-2"] and len(axes.get_lines()) == 2
+    assert beyond.plot_claims(beyond.robustness_rows(robustness_content())) is None
+    table = beyond.noise_table(rows)
+    assert table.cells == [["0", "91.0", "46.0", "51.5"], ["2", "30.0", "40.0", "49.1"]] and table.columns[-1] == ("as printed, on SeqCSIST", "DeRefNet")
+
+
 def test_figures_are_drawn(folder):
     plt = pytest.importorskip("matplotlib.pyplot")
     rows = [{**row, "frames_per_second": row["frames_per_second"] or 50.0} for row in beyond.beyond_rows(folder)]
@@ -220,6 +236,7 @@ def test_figures_are_drawn(folder):
     assert len(beyond.plot_parts(beyond.best_of_families(rows), beyond.attainable(folder)).axes) == 2
     panels = beyond.plot_robustness(beyond.robustness_rows(robustness_content()))
     assert [ax.get_title() for ax in panels.axes if ax.axison] == [beyond.GROUPS[group][0] for group in ("read_noise", "psf", "background")]
+    assert len(beyond.plot_robustness(beyond.robustness_rows(robustness_content()), groups=("psf",)).axes) == 1
     plt.close("all")
 
 

@@ -392,8 +392,11 @@ def _as_targets(answers: _Answers, clusters: _Clusters, n: int) -> Targets:
 
 
 def window_side(plane: FocalPlane, prior: Prior) -> int:
-    """Side of the window that holds all the light [px]: 4 sigma beyond the cluster's pixel, where 250 grey levels leave 0.01; or the whole frame."""
-    side = 2 * max(1, min(math.ceil(4 * plane.sigma), max(plane.shape) - 1)) + 1 if prior.cluster else max(plane.shape) // 2 * 2 + 1
+    """Side of the window that holds all the light [px]: 3.8 sigma beyond the cluster's pixel, where 250 grey levels leave 0.02; or the whole frame.
+
+    The margin below 4 sigma is for a measured width: 0.501 px needs no larger window than 0.5 px.
+    """
+    side = 2 * max(1, min(math.ceil(3.8 * plane.sigma), max(plane.shape) - 1)) + 1 if prior.cluster else max(plane.shape) // 2 * 2 + 1
     if side > LARGEST_WINDOW:
         cause = f"sigma = {plane.sigma:g} px" if prior.cluster else f"cluster=False on a frame of {plane.shape[0]} x {plane.shape[1]} px"
         raise ValueError(f"unmix_offgrid: {cause} needs a window of {side} px, and the largest is {LARGEST_WINDOW} px; use a narrower PSF or cut the frame")

@@ -1,0 +1,206 @@
+r"""What a user measures before unmixing: the width of the PSF, the read noise, the background (book chapter "Robustness"; not in the paper).
+
+An unmixer that trusts the imaging model is as good as what it is told. All three numbers are in frames that every user has: the width in frames of single
+targets, the noise in pixels without light, the background in the pixels about a cluster.
+"""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
+from csist.limits import noise_deviation
+from csist.solvers.finding import find_cells
+from csist.solvers.least_squares import window_reach
+
+STEPS, SETTLED = 30, 1e-9  # of Gauss and Newton, and the change of sigma after which none is needed [px]
+DARK_MARGIN = 1  # px beyond the reach of the cluster's light from where pixels count as dark
+LIT = 5.0  # grey levels above the frame's median from where a pixel may belong to the cluster
+HARDLY_ANY = 0.2  # grey levels of read noise, below which whole grey levels show nothing of it
+
+
+class PsfWidth(NamedTuple):
+    """Made by :func:`measure_sigma`."""
+
+    sigma: float  # px
+    error: float  # px, standard deviation of sigma for the plane's noise
+    share: float  # of the light that a Gaussian of this width accounts for; 1 where intensities are not known
+    misfit: float  # root mean square of what the fit leaves over, in units of the plane's noise: 1 or less if the PSF is a round Gaussian
+
+
+def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) -> PsfWidth:
+    r"""Width of the PSF from frames that hold one target each.
+
+    .. math:: \min_{\sigma,\, x_n, y_n, s_n} \sum_{n,q} \big(s_n\, g_q(x_n, y_n; \sigma) - z_{nq}\big)^2, \qquad
+        \operatorname{sd}(\hat\sigma) = \frac{\tau}{\big(\sum_n \lVert \mathbf c_n^\perp \rVert^2\big)^{1/2}}
+
+    by Gauss-Newton steps. Every frame has its own position and intensity; :math:`\mathbf c_n^\perp` is the part of the frame's change with sigma that those
+    cannot imitate, and :math:`\tau` the plane's noise. Saturated pixels do not count, nor do those beyond the reach of the light.
+
+    Parameters
+    ----------
+    frames : array (n, rows, columns) or (rows, columns)
+        Grey levels, one target in each frame.
+    plane : FocalPlane, optional
+        Sensor, and a first guess of sigma within a third of the truth; by default the paper's.
+    intensity : array (n,), optional
+        Known total fluxes [grey levels]. Then the share of the light that a Gaussian accounts for is fitted instead, which is below 1 for a PSF with wings.
+
+    Raises
+    ------
+    ValueError
+        For no frames, a dark frame, a wrong shape, or a fit that leaves the range of a third about the first guess by far.
+
+    >>> from csist.scenes import random_targets
+    >>> scenes = random_targets(5, np.random.default_rng(0), count=(1, 1))
+    >>> round(measure_sigma(FocalPlane(sigma=0.52).render(scenes)).sigma, 2)
+    0.52
+    """
+    plane = plane or FocalPlane()
+    frames = check_frames(frames, plane.shape).astype(np.float64)
+    if not len(frames) or not frames.any((1, 2)).all():
+        raise ValueError("measure_sigma: every frame must hold one target, but " + ("a frame is dark" if len(frames) else "no frame is given"))
+    if intensity is not None and np.shape(intensity) != (len(frames),):
+        raise ValueError(f"measure_sigma: intensity must hold one number for each of {len(frames)} frames; got shape {np.shape(intensity)}")
+    weight = (frames < plane.full_scale) & ~_beyond(frames, plane, window_reach(plane))
+    x, y = _centre_of_light(np.where(weight, frames, 0.0))
+    light, common = frames.sum((1, 2)) if intensity is None else np.asarray(intensity, dtype=np.float64), np.array([plane.sigma, 1.0])
+    for _ in range(STEPS):
+        unit, own, shared = _derivatives(x, y, common[0], plane.shape)
+        residual = (common[1] * light[:, None, None] * unit - frames) * weight
+        own = np.stack([common[1] * light[:, None, None] * part * weight for part in own], axis=-1).reshape(len(frames), -1, 2)
+        width, brightness = common[1] * light[:, None, None] * shared * weight, light[:, None, None] * unit * weight
+        if intensity is None:
+            own = np.concatenate([own, (unit * weight).reshape(len(frames), -1, 1)], axis=-1)
+        columns = np.stack([width] if intensity is None else [width, brightness], axis=-1).reshape(len(frames), own.shape[1], -1)
+        imitation = np.linalg.solve(np.swapaxes(own, 1, 2) @ own, np.swapaxes(own, 1, 2))  # what a frame's own unknowns can imitate is taken out first
+        left, rest = columns - own @ (imitation @ columns), residual.reshape(len(frames), -1, 1)
+        information = np.einsum("npa,npb->ab", left, left)
+        step = np.linalg.solve(information, np.einsum("npa,npz->a", left, rest))
+        own_step = (imitation @ (rest - columns @ step[:, None]))[..., 0]
+        x, y = x - own_step[:, 0], y - own_step[:, 1]
+        common[: len(step)] -= np.clip(step, -0.1, 0.1)
+        if intensity is None:
+            light = light - own_step[:, 2]
+        if not plane.sigma / 2 < common[0] < 2 * plane.sigma:
+            raise ValueError(f"measure_sigma: the fit leaves the guess {plane.sigma:g} px far behind; pass a better one, and frames of one target each")
+        if abs(step[0]) < SETTLED:
+            break
+    noise, freedom = noise_deviation(plane), weight.sum() - own.shape[-1] * len(frames) - len(step)
+    error, misfit = noise * math.sqrt(np.linalg.inv(information)[0, 0]), math.sqrt((residual**2).sum() / max(freedom, 1)) / noise
+    return PsfWidth(float(common[0]), error, float(common[1]), misfit)
+
+
+def _derivatives(x, y, sigma: float, shape, step: float = 1e-4):
+    """Shares of a target's light in each pixel (n, rows, columns), their derivatives by x and y, and by sigma."""
+    profiles = lambda width: (pixel_profile(x, shape[0], width)[:, :, None], pixel_profile(y, shape[1], width)[:, None, :])
+    rows, columns = profiles(sigma)
+    (wider_rows, wider_columns), (slim_rows, slim_columns) = profiles(sigma + step), profiles(sigma - step)
+    by_sigma = (wider_rows * wider_columns - slim_rows * slim_columns) / (2 * step)
+    by_x = pixel_profile_derivative(x, shape[0], sigma)[:, :, None] * columns
+    by_y = rows * pixel_profile_derivative(y, shape[1], sigma)[:, None, :]
+    return rows * columns, (by_x, by_y), by_sigma
+
+
+def _centre_of_light(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    i, j = np.mgrid[: frames.shape[1], : frames.shape[2]]
+    total = frames.sum((1, 2))
+    return (frames * i).sum((1, 2)) / total, (frames * j).sum((1, 2)) / total
+
+
+def _beyond(frames: np.ndarray, plane: FocalPlane, reach: int) -> np.ndarray:
+    """True for pixels more than ``reach`` from each frame's cluster, (n, rows, columns)."""
+    lifted = np.maximum(frames - np.median(frames, axis=(1, 2), keepdims=True), 0.0)
+    cells = find_cells(lifted, 2 * window_reach(plane) + 1, LIT)
+    i, j = np.mgrid[: plane.shape[0], : plane.shape[1]]
+    return (abs(i - cells[:, 0, None, None]) > reach) | (abs(j - cells[:, 1, None, None]) > reach)
+
+
+def _dark(frames: np.ndarray, plane: FocalPlane, caller: str) -> np.ndarray:
+    """True for pixels that no light of each frame's cluster reaches."""
+    if not len(frames):
+        raise ValueError(f"{caller}: no frame is given")
+    dark = _beyond(frames, plane, window_reach(plane) + DARK_MARGIN)
+    if not dark.any((1, 2)).all():
+        raise ValueError(f"{caller}: frames of {plane.shape[0]} x {plane.shape[1]} px have no pixel beyond the light's reach; give larger ones")
+    return dark
+
+
+def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
+    r"""Standard deviation of the read noise [grey levels] from the pixels beyond the light of each frame's cluster.
+
+    A digitiser without an offset shows the upper half of the noise only: a dark pixel reads :math:`z = \max(0, \operatorname{round} n)`. The mean of
+    :math:`z^2` over dark pixels still tells the width:
+
+    .. math:: \overline{z^2} = \sum_{k \ge 1} k^2 \Big[\Phi\Big(\frac{k + \frac12}{s}\Big) - \Phi\Big(\frac{k - \frac12}{s}\Big)\Big]
+
+    is solved for s. Noise of less than 0.2 grey levels never reaches the first level; 0 is returned for it.
+
+    Parameters
+    ----------
+    frames : array (n, rows, columns) or (rows, columns)
+        Grey levels without a background, one cluster each.
+    plane : FocalPlane, optional
+        Says how wide the light is, and whether levels are rounded.
+
+    Raises
+    ------
+    ValueError
+        For no frames, a wrong shape, or frames without dark pixels.
+
+    >>> from csist.scenes import random_targets
+    >>> rng = np.random.default_rng(0)
+    >>> round(measure_read_noise(FocalPlane(read_noise=2.0).render(random_targets(20, rng), rng)), 1)
+    2.0
+    """
+    plane = plane or FocalPlane()
+    frames = check_frames(frames, plane.shape).astype(np.float64)
+    dark = frames[_dark(frames, plane, "measure_read_noise")]
+    power = float(np.mean(dark**2))
+    if plane.bits is None:
+        return math.sqrt(power)
+    levels = np.arange(1.0, max(64.0, 8 * math.sqrt(2 * power)))
+    shown = lambda s: float(levels**2 @ (ndtr((levels + 0.5) / s) - ndtr((levels - 0.5) / s))) - power
+    return 0.0 if power == 0 or shown(HARDLY_ANY) > 0 else brentq(shown, HARDLY_ANY, 2 * math.sqrt(power) + 1)
+
+
+def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
+    """Frames less the tilted plane that fits the pixels beyond the light of each frame's cluster, rounded; saturated pixels stay saturated.
+
+    Parameters
+    ----------
+    frames : array (n, rows, columns) or (rows, columns)
+        Grey levels, one cluster each.
+    plane : FocalPlane, optional
+        Says how wide the light is, and which levels are saturated.
+
+    Returns
+    -------
+    array, like ``frames``
+        Levels below zero become zero.
+
+    Raises
+    ------
+    ValueError
+        For no frames, a wrong shape, or frames without dark pixels.
+
+    >>> ramp = np.broadcast_to(np.arange(11)[:, None], (11, 11))
+    >>> frame = FocalPlane().response(5.0, 5.0) * 200 + ramp
+    >>> int(abs(subtract_background(frame, FocalPlane(bits=None)) - FocalPlane().response(5.0, 5.0) * 200).max())
+    0
+    """
+    plane = plane or FocalPlane()
+    given = np.asarray(frames)
+    frames = check_frames(given, plane.shape).astype(np.float64)
+    i, j = np.mgrid[: plane.shape[0], : plane.shape[1]]
+    design = np.stack([np.ones(i.size), i.ravel() - plane.shape[0] / 2, j.ravel() - plane.shape[1] / 2], axis=1)
+    cleaned = np.empty(frames.shape)
+    for index, (frame, far) in enumerate(zip(frames, _dark(frames, plane, "subtract_background"))):
+        weights = np.linalg.lstsq(design[far.ravel()], frame[far], rcond=None)[0]
+        level = np.clip(np.rint(frame - (design @ weights).reshape(plane.shape)), 0, plane.full_scale)
+        cleaned[index] = np.where(frame >= plane.full_scale, frame, level)
+    return cleaned.astype(given.dtype).reshape(given.shape)
