@@ -45,7 +45,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--time-budget", type=duration, default=None, help="stop cleanly after this long, for example 10m")
     parser.add_argument("--output", type=Path, default=HERE, help="holds weights/, results/, checkpoints/; by default this folder")
     parser.add_argument("--ablate", action="store_true", help="train the ablation's variants instead; --samples and the like are its own")
-    parser.add_argument("--rescore", action="store_true", help="only score stored weights again")
+    parser.add_argument("--rescore", nargs="?", const="all", choices=("all", "polished"), help="only score stored weights again, all ways or polished")
     parser.add_argument("--again", action="store_true", help="also train what is finished")
     return parser
 
@@ -113,8 +113,8 @@ def finish(trainer, name: str, folder: Path) -> dict:
     return publish(name, folder, about, trainer.history)
 
 
-def publish(name: str, folder: Path, about: dict, history: list) -> dict:
-    """Score stored weights on the test split and write ``<name>.json``, and its like for polished answers where numba is."""
+def publish(name: str, folder: Path, about: dict, history: list, which: str = "all") -> dict:
+    """Score stored weights on the test split and write ``<name>.json``, and its like for polished answers where numba is; returns the first of them."""
     from csist.datasets import csist100k
     from csist.networks.continuous import read_continuous
     from csist.training import write_json
@@ -122,17 +122,22 @@ def publish(name: str, folder: Path, about: dict, history: list) -> dict:
     results = folder / "results"
     results.mkdir(parents=True, exist_ok=True)
     network, test = read_continuous(folder / "weights" / about["weights"])[0], csist100k("test", about["recipe"]["test_size"])
-    result = {"name": name, "label": "continuous network", **about, **score(network, test, polish=False), "history": history}
-    write_json(results / f"{name}.json", result)
+    written = []
+    if which == "all":
+        written.append({"name": name, "label": "continuous network", **about, **score(network, test, polish=False), "history": history})
     polished = f"{name}-polished" if "-seed" not in name else name.replace("-seed", "-polished-seed", 1)
     try:
-        write_json(results / f"{polished}.json", {"name": polished, "label": "continuous network, polished", **about, **score(network, test, polish=True)})
+        written.append({"name": polished, "label": "continuous network, polished", **about, **score(network, test, polish=True)})
     except ImportError:
+        if which == "polished":
+            raise
         print(f"{polished}: left out, numba is not installed")
-    return result
+    for result in written:
+        write_json(results / f"{result['name']}.json", result)
+    return written[0]
 
 
-def rescore(name: str, folder: Path) -> dict:
+def rescore(name: str, folder: Path, which: str = "all") -> dict:
     """The same result files from stored weights, after the package has changed."""
     from csist import reporting
     from csist.pipeline import file_hash
@@ -143,7 +148,7 @@ def rescore(name: str, folder: Path) -> dict:
     about = {key: result[key] for key in ("recipe", "parameters", "weights", "weights_sha256", "precision", "samples", "hours", "cpu_hours", "learned")}
     if file_hash(folder / "weights" / about["weights"]) != about["weights_sha256"]:
         raise ValueError(f"{name}: the weights are not those of the result")
-    return publish(name, folder, about, result["history"])
+    return publish(name, folder, about, result["history"], which)
 
 
 def score(network, test, polish: bool) -> dict:
@@ -243,7 +248,7 @@ def main(arguments=None) -> int:
     with lock:
         result = reporting.load_result(name, folder)
         if options.rescore:
-            return report(rescore(name, folder))
+            return report(rescore(name, folder, options.rescore))
         if result is not None and result["recipe"] == asdict(recipe) and not options.again:
             print(f"{name}: is finished")
             return 0

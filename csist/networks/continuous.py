@@ -24,7 +24,7 @@ import itertools
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,11 @@ FULL_SCALE = 255.0  # grey levels
 INTENSITY, SPREAD = 235.0, 30.0 / math.sqrt(12.0)  # grey levels; mean and standard deviation of a target's flux, uniform in 220..250
 LENGTH = 0.1  # px; the unit of positions inside the network
 ROUNDING = 0.3  # grey levels; standard deviation by which least squares stands for rounding
+CANDIDATES = 3  # patterns from whose answers the posterior is sampled
+IMPROBABLE = 1e-3  # probability below which a pattern is none of them
+POLISH_TIER = "standard"  # of the off-grid unmixer that samples them
+BLEND = 0.3  # the network's share in the means of positions
+BLEND_REACH = 0.25  # px
 TIGHTEST = 0.015  # px; smaller errors are not worth learning: the finest threshold is 0.05 px
 NOWHERE = CELLS**2  # the cell of an empty slot
 
@@ -489,30 +494,66 @@ def five_pool(size: int, progress: bool = False) -> np.ndarray:
 # ---- answers ----------------------------------------------------------------------------------------------------------
 
 
+class Belief(NamedTuple):
+    """What a network makes of windows before it places any target."""
+
+    turns: torch.Tensor  # (B, 3)
+    windows: Windows  # turned
+    code: torch.Tensor  # (B, width)
+    logits: torch.Tensor  # (B, 381) of the patterns
+    counts: torch.Tensor  # (B, 5) probability of each count
+    pattern: torch.Tensor  # (B,) the likeliest pattern of the likeliest count
+
+
+def believe(network: ContinuousNetwork, windows: Windows, shares=SHARES) -> Belief:
+    """Patterns and counts of windows; ``shares`` are the counts' in training, the beliefs are for equal ones."""
+    turns = leaning(windows.level) if network.symmetric else torch.zeros(len(windows.level), 3, dtype=torch.bool)
+    windows = turn_windows(windows, turns)
+    code = network.encode(windows)
+    logits = network.patterns(code) - torch.tensor(shares, dtype=torch.float32).log()[COUNTS - 1]
+    counts = logits.softmax(1) @ nn.functional.one_hot(COUNTS - 1, CAPACITY).float()
+    pattern = torch.where(counts.argmax(1)[:, None] + 1 == COUNTS, logits, -torch.inf).argmax(1)
+    return Belief(turns, windows, code, logits, counts, pattern)
+
+
 @torch.inference_mode()
 def answer(network: ContinuousNetwork, windows: Windows, shares=SHARES) -> tuple[torch.Tensor, ...]:
     """What a network says about windows: positions (B, 5, 2) px from the window's centre, intensities (B, 5), standard deviations (B, 5, 2) px,
     hit probabilities (B, 5), the probability of each count (B, 5), and the presence of each cell (B, 3, 3). ``shares`` are the counts' in training;
     the answers are for equal ones."""
-    turns = leaning(windows.level) if network.symmetric else torch.zeros(len(windows.level), 3, dtype=torch.bool)
-    windows = turn_windows(windows, turns)
-    code = network.encode(windows)
-    logits = network.patterns(code) - torch.tensor(shares, dtype=torch.float32).log()[COUNTS - 1]
-    pattern = logits.softmax(1)
-    counts = pattern @ nn.functional.one_hot(COUNTS - 1, CAPACITY).float()
-    count = counts.argmax(1) + 1
-    slots = SLOTS[torch.where(count[:, None] == COUNTS, logits, -torch.inf).argmax(1)]
-    reading = network.readings(windows, code, slots)[-1]
+    belief = believe(network, windows, shares)
+    turns, counts = belief.turns, belief.counts
+    reading = network.readings(belief.windows, belief.code, SLOTS[belief.pattern])[-1]
     xy = turn_points(reading.theta[..., :2], turns, back=True)
     sigma = reading.log_sigma.exp()
     sigma = torch.where(turns[:, None, 2:], sigma.flip(-1), sigma)
-    presence = pattern @ nn.functional.one_hot(SLOTS, NOWHERE + 1).sum(1)[:, :NOWHERE].float()
+    presence = belief.logits.softmax(1) @ nn.functional.one_hot(SLOTS, NOWHERE + 1).sum(1)[:, :NOWHERE].float()
     presence = torch.where(turns[:, 2, None, None], presence.unflatten(1, (CELLS, CELLS)).mT, presence.unflatten(1, (CELLS, CELLS)))
     for axis in (0, 1):
         presence = torch.where(turns[:, axis, None, None], presence.flip(axis + 1), presence)
-    intensity = reading.theta[..., 2].clamp(INTENSITY - 15.0, INTENSITY + 15.0)
-    hit = torch.sigmoid(reading.hit) * counts.gather(1, count[:, None] - 1)
-    return xy, intensity, sigma, hit, counts, presence
+    hit = torch.sigmoid(reading.hit) * counts.amax(1, keepdim=True)
+    return xy, in_range(reading.theta[..., 2]), sigma, hit, counts, presence
+
+
+@torch.inference_mode()
+def candidates(network: ContinuousNetwork, windows: Windows, number: int, shares=SHARES) -> tuple[torch.Tensor, ...]:
+    """Answers for so many patterns of each window: positions (B, number, 5, 2), intensities (B, number, 5), counts (B, number).
+
+    The first pattern is that of ``answer``, the others are the likeliest besides, of any count. One that is hardly believed (IMPROBABLE) has count 0.
+    """
+    belief = believe(network, windows, shares)
+    probability, pattern = belief.logits.softmax(1).scatter(1, belief.pattern[:, None], 2.0).topk(number, 1)
+    thetas = []
+    for rank in range(number):
+        theta = network.readings(belief.windows, belief.code, SLOTS[pattern[:, rank]])[-1].theta
+        thetas.append(torch.cat([turn_points(theta[..., :2], belief.turns, back=True), in_range(theta[..., 2:])], -1))
+    theta = torch.stack(thetas, 1)
+    return theta[..., :2], theta[..., 2], torch.where(probability > IMPROBABLE, COUNTS[pattern], 0)
+
+
+def in_range(intensity: torch.Tensor) -> torch.Tensor:
+    """Intensities moved into the scenes' range."""
+    return intensity.clamp(INTENSITY - 15.0, INTENSITY + 15.0)
 
 
 def unmix_continuous(
@@ -529,9 +570,10 @@ def unmix_continuous(
     network : ContinuousNetwork or str, optional
         The network, or the name of its run; by default the committed one.
     polish : bool
-        Move the answers to the nearest minimum of least squares with the exact model (``csist.solvers.offgrid.polish``), which needs numba. Errors and
-        hit probabilities stay the network's. It makes residuals smaller, not errors: a trained network answers with the middle of what is possible,
-        which is nearer to the truth than the best fit, and CSO-mAP falls a little.
+        Sample what the exact model leaves possible about the network's likeliest answers (``unmix_offgrid`` with these as ``starts``), which needs
+        numba. Count and errors are then the samples'; positions and hit probabilities are means of both, for their mistakes differ. Least squares
+        from the network's answer (``csist.solvers.polish``) would make residuals smaller, not errors: the network answers with the middle of what is
+        possible, which is nearer to the truth than the best fit.
     batch : int
         Frames at a time.
 
@@ -566,12 +608,41 @@ def unmix_continuous(
     count = np.where(frames.any((1, 2)), counts.argmax(1) + 1, 0)
     targets = Targets(xy + cell[:, None], intensity, count, sigma, hit)
     if polish:
-        from csist.solvers.offgrid import polish as sharpen
-
-        # Only the places: least squares knows the errors about one minimum, the network has learnt how often it is the wrong one.
-        sharp = sharpen(targets, frames, plane, threads=torch.get_num_threads())
-        targets = Targets(sharp.xy, sharp.intensity, count, sigma, hit)
+        targets = blended(targets, resampled(targets, frames, plane, network, windows, cell, batch))
     return brightest_first(targets)
+
+
+def resampled(targets: Targets, frames, plane: FocalPlane, network, windows: Windows, cell: np.ndarray, batch: int) -> Targets:
+    """The off-grid unmixer's answer about the minima next to the network's likeliest answers."""
+    from csist.solvers.offgrid import unmix_offgrid
+
+    parts = [candidates(network, Windows(windows.level[i : i + batch], windows.valid[i : i + batch]), CANDIDATES) for i in range(0, len(frames), batch)]
+    xy, intensity, count = (torch.cat(part).double().numpy() for part in zip(*parts))
+    count = np.where(targets.count[:, None] > 0, count, 0).astype(np.int64)
+    starts = [Targets(xy[:, rank] + cell[:, None], intensity[:, rank], count[:, rank]) for rank in range(CANDIDATES)]
+    return unmix_offgrid(frames, plane, tier=POLISH_TIER, starts=starts, threads=torch.get_num_threads())
+
+
+def blended(learned: Targets, sampled: Targets) -> Targets:
+    """The samples' answer, drawn towards the network's where both have the same count and a target within BLEND_REACH of each other.
+
+    Positions are weighted means, hit probabilities means of logits. The weight was chosen on validation frames.
+
+    >>> one, other = (Targets([[[5.0, x]]], [[235.0]], [1], score=[[score]]) for x, score in ((5.0, 0.9), (5.1, 0.5)))
+    >>> both = blended(one, other)
+    >>> both.xy.round(2).tolist(), both.score.round(2).tolist()
+    ([[[5.0, 5.07]]], [[0.75]])
+    """
+    offset = learned.xy[:, None] - sampled.xy[:, :, None]  # (n, sampled, learned, 2)
+    distance = np.where(learned.mask[:, None] & sampled.mask[:, :, None], np.linalg.norm(offset, axis=-1), np.inf)
+    nearest = distance.argmin(2)[..., None]
+    near = (np.take_along_axis(distance, nearest, 2)[..., 0] < BLEND_REACH) & (learned.count == sampled.count)[:, None]
+    shift = np.take_along_axis(offset, nearest[..., None], 2)[:, :, 0]
+    score = np.take_along_axis(np.broadcast_to(learned.score[:, None], distance.shape), nearest, 2)[..., 0]
+    logit = lambda p: np.log(np.clip(p, 1e-6, 1 - 1e-6) / np.clip(1 - p, 1e-6, 1 - 1e-6))
+    mean = 1 / (1 + np.exp(-0.5 * (logit(score) + logit(sampled.score))))
+    xy = sampled.xy + np.where(near[..., None], BLEND * shift, 0.0)
+    return replace(sampled, xy=xy, score=np.where(near, mean, sampled.score))
 
 
 def brightest_first(targets: Targets) -> Targets:

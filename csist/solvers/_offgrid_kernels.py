@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from csist.solvers._lanes import any_above, eight, four, larger, largest, minus, plus, put, smaller, spread, sum_of, times
+
 compiled = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 inlined = njit(inline="always", fastmath=True, error_model="numpy")  # for small parts of the innermost loops, where handing over arrays costs as much as work
 
@@ -30,15 +32,16 @@ RELATIVE_TOLERANCE = 1e-5  # of the objective
 LONGEST_STEP = 0.3  # px
 HINGE = 0.01  # px, the softness of the region's border and of the smallest distance
 RIDGE = 40.0  # px^-2, added to a position's information: a unit square itself tells about 12, neighbours at a distance about as much again
+TOGETHER = 4  # pixels that are added to the normal equations at a time
 HOPELESS = 20.0  # a start is given up if at its present pace it would need so many more iterations to matter
 
 # Modes
 MOST_MODES = 64
 MERGE = 0.03  # px (city block): closer answers are one mode
+CAUGHT = 0.06  # px (city block): a start so near a known mode ends there
 RELEVANT = 16.0  # of the objective, twice the log-likelihood: e^-8 of the best
 MISFIT = 3.2  # objective per pixel above which the model does not explain the frame; rounding alone gives 1/12 / 0.3^2 = 0.93
 BELIEVED = 3.0  # misfit up to which a posterior with enlarged noise is taken at its word; beyond, hit probabilities fall in proportion
-PILOT = 6  # starts that decide whether a count is worth the others
 PROMISING = 60.0  # of the objective
 CERTAIN = 0.015  # px: a single Gaussian mode this narrow needs no sampling
 ALONE = 6.0  # nats by which the second mode must lie below it
@@ -51,6 +54,7 @@ SHRINK = 20
 HISTORY = 64  # stored states whose differences serve as directions
 SLOPE = 50.0  # grey levels per px by which a broken position limit counts
 WALL = 1e4  # of chi squared, per grey level by which the prior is broken
+SETTLED = 2e-4  # px, last step of the search for a median
 REFRESH = 10  # updates between two looks at the local shape
 
 GOLDEN, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -86,7 +90,7 @@ class Evidence(NamedTuple):
 
     level: np.ndarray  # (side, lanes) grey levels
     weight: np.ndarray  # (side, lanes) 1 where the pixel was measured, 0 beyond the frame
-    clipped: np.ndarray  # (side, lanes) 1 where the level is the sensor's largest
+    ceiling: np.ndarray  # (side, lanes) largest residual that counts: 0 where the level is the sensor's largest or nothing was measured, FREE elsewhere
     low: np.ndarray  # (side, lanes) float32: smallest expectation that rounds to the level
     high: np.ndarray  # (side, lanes) float32: largest
     per_level: float  # 1 / standard deviation for least squares [1 / grey level]
@@ -98,18 +102,22 @@ class Work(NamedTuple):
     """Scratch arrays of one thread."""
 
     row: np.ndarray  # (MAX_TARGETS, lanes)
+    light: np.ndarray  # (MAX_TARGETS, lanes) rows times the intensity
     row_slope: np.ndarray
     column: np.ndarray
     column_slope: np.ndarray
-    jacobian: np.ndarray  # (SIZE,)
+    residual: np.ndarray  # (side, lanes) of the latest objective [grey levels]
+    jacobian: np.ndarray  # (pixels, SIZE) of the pixels that count
+    misfit: np.ndarray  # (pixels,) their residuals in deviations
     matrix: np.ndarray  # (SIZE, SIZE) information
     gradient: np.ndarray  # (SIZE,)
-    factor: np.ndarray  # (SIZE, SIZE) Cholesky
+    factor: np.ndarray  # (SIZE, SIZE) Cholesky, upper
     step: np.ndarray  # (SIZE,)
     trial: np.ndarray  # (SIZE,)
     variance: np.ndarray  # (SIZE,)
     bright_row: np.ndarray  # (MAX_TARGETS, lanes) float32, times the intensity
     coarse_column: np.ndarray  # (MAX_TARGETS, lanes) float32
+    line: np.ndarray  # (1, lanes) float32, expected grey levels of one row of pixels
     direction: np.ndarray  # (SIZE,)
     history: np.ndarray  # (HISTORY, SIZE)
     stream: np.ndarray  # (1,) uint64
@@ -118,12 +126,18 @@ class Work(NamedTuple):
 class Effort(NamedTuple):
     """How much work a tier does."""
 
-    starts: int  # of Levenberg-Marquardt for three targets and more
+    starts: int  # of Levenberg-Marquardt at most, for three targets and more
+    pilot: int  # starts that decide whether a count is worth the others
+    agreed: int  # starts of a count that must end in modes known already, for each such mode, before no more are tried
     updates: int  # slice updates of five targets, all modes together
+    cut: float  # the same for frames whose border cuts light off, as a multiple
+    sharp: float  # px; a single mode narrower than this, both coordinates together, gets fewer updates in proportion
     burn_in: int  # of each mode
     kept: int  # states kept
     modes: int  # modes that are sampled
     particles: int  # of sequential Monte Carlo; 0 switches it off
+    survivors: float  # share of the particles that a level keeps
+    moves: float  # slice updates of each particle at each level, as a multiple of 2 + 1.5 for each target
     doubt: float  # mean claimed hit probability of a border frame below which sequential Monte Carlo runs
 
 
@@ -161,13 +175,15 @@ class Answer(NamedTuple):
 def new_work(optics):
     """Scratch arrays for a window."""
     lanes = len(optics.lanes)
-    row, row_slope, column, column_slope = np.zeros((4, MAX_TARGETS, lanes))
-    jacobian, gradient, step, trial, variance, direction = np.zeros((6, SIZE))
+    row, light, row_slope, column, column_slope = np.zeros((5, MAX_TARGETS, lanes))
+    gradient, step, trial, variance, direction = np.zeros((5, SIZE))
     matrix, factor = np.zeros((2, SIZE, SIZE))
     bright_row, coarse_column = np.zeros((2, MAX_TARGETS, lanes), np.float32)
+    pixels = len(optics.side) ** 2 + TOGETHER
     return Work(
-        row, row_slope, column, column_slope, jacobian, matrix, gradient, factor, step, trial, variance,
-        bright_row, coarse_column, direction, np.zeros((HISTORY, SIZE)), np.zeros(1, np.uint64),
+        row, light, row_slope, column, column_slope, np.zeros((len(optics.side), lanes)), np.zeros((pixels, SIZE)), np.zeros(pixels),
+        matrix, gradient, factor, step, trial, variance,
+        bright_row, coarse_column, np.zeros((1, lanes), np.float32), direction, np.zeros((HISTORY, SIZE)), np.zeros(1, np.uint64),
     )
 
 
@@ -191,23 +207,33 @@ def whole(stream, n):
 
 
 @inlined
-def read_profile(table, optics, position, profile):
-    """p_i(u) of all pixels by linear interpolation between the table's nodes."""
+def read_profile(table, optics, position, profile, k):
+    """p_i(u) of all pixels by linear interpolation between the table's nodes, into a row of ``profile``. The float32 table is good to 1e-4 grey levels."""
     t = min(max((position - optics.start) * optics.per_px, 0.0), table.shape[0] - 1.001)
     node = int(t)
-    right = t - node
-    for j in range(len(optics.lanes)):
-        profile[j] = table[node, j] + right * (table[node + 1, j] - table[node, j])
+    for first in range(0, len(optics.lanes), 8):
+        left = eight(table, node, first)
+        put(profile, k, first, plus(left, times(spread(t - node, left), minus(eight(table, node + 1, first), left))))
 
 
 @inlined
-def read_coarse(optics, position, profile):
-    """The same in float32, for the sampler: good to 1e-4 grey levels."""
-    t = min(max((position - optics.start) * optics.per_px, 0.0), optics.coarse.shape[0] - 1.001)
-    node = int(t)
-    right = np.float32(t - node)
-    for j in range(len(optics.lanes)):
-        profile[j] = optics.coarse[node, j] + right * (optics.coarse[node + 1, j] - optics.coarse[node, j])
+def read_light(table, optics, theta, number, row, light, column):
+    """Profiles of all targets, and the rows' times the intensity; ``row`` and ``light`` may be the same."""
+    for k in range(number):
+        read_profile(table, optics, theta[3 * k], row, k)
+        read_profile(table, optics, theta[3 * k + 1], column, k)
+        for first in range(0, len(optics.lanes), 8):
+            profile = eight(row, k, first)
+            put(light, k, first, times(spread(theta[3 * k + 2], profile), profile))
+
+
+@inlined
+def expected(light, column, number, i, first):
+    """Expected grey levels of eight pixels of the i-th row."""
+    levels = spread(0.0, eight(column, 0, first))
+    for k in range(number):
+        levels = plus(levels, times(spread(light[k, i], levels), eight(column, k, first)))
+    return levels
 
 
 @inlined
@@ -234,24 +260,20 @@ def intensity_law(region):
 
 @compiled
 def objective(theta, number, optics, evidence, region, work):
-    r"""Sum of squares that Levenberg-Marquardt minimises; leaves the profiles in ``work``.
+    r"""Sum of squares that Levenberg-Marquardt minimises; leaves the profiles and residuals in ``work``.
 
     sum_ij ((m - z) / s)^2, where a clipped pixel counts only if m < z;  + sum_k ((g_k - mean) / width)^2;  + squared hinges (excess / HINGE)^2 of
     the region's border and of pairs nearer than the smallest distance.
     """
-    total = 0.0
-    for k in range(number):
-        read_profile(optics.value, optics, theta[3 * k], work.row[k])
-        read_profile(optics.value, optics, theta[3 * k + 1], work.column[k])
+    read_light(optics.value, optics, theta, number, work.row, work.light, work.column)
+    squares = spread(0.0, eight(work.column, 0, 0))
     for i in range(len(optics.side)):
-        for j in range(len(optics.side)):
-            m = 0.0
-            for k in range(number):
-                m += theta[3 * k + 2] * work.row[k, i] * work.column[k, j]
-            r = (m - evidence.level[i, j]) * evidence.weight[i, j]
-            if not (evidence.clipped[i, j] > 0 and r > 0):
-                total += r * r
-    total *= evidence.per_level**2
+        for first in range(0, len(optics.lanes), 8):
+            r = minus(expected(work.light, work.column, number, i, first), eight(evidence.level, i, first))
+            r = smaller(times(r, eight(evidence.weight, i, first)), eight(evidence.ceiling, i, first))
+            put(work.residual, i, first, r)
+            squares = plus(squares, times(r, r))
+    total = sum_of(squares) * evidence.per_level**2
     mean, per_width = intensity_law(region)
     for k in range(number):
         d = (theta[3 * k + 2] - mean) * per_width
@@ -259,50 +281,52 @@ def objective(theta, number, optics, evidence, region, work):
         ey = beyond(theta[3 * k + 1], region.y_low, region.y_high) / HINGE
         total += d * d + ex * ex + ey * ey
         for other in range(k):
-            e = (region.distance - math.sqrt(squared_distance(theta, k, theta, other))) / HINGE
-            if e > 0:
+            d = squared_distance(theta, k, theta, other)
+            if d < region.distance**2:
+                e = (region.distance - math.sqrt(d)) / HINGE
                 total += e * e
     return total
 
 
 @compiled
 def normal_equations(theta, number, optics, evidence, region, work):
-    """Information matrix J^T J and gradient J^T r of :func:`objective`; takes the rows' and columns' profiles anew, with their slopes."""
-    n, side = 3 * number, len(optics.side)
-    padded = (n + 7) // 8 * 8
-    matrix, gradient, jacobian = work.matrix, work.gradient, work.jacobian
-    for a in range(n):
-        gradient[a] = 0.0
-        for b in range(padded):
-            matrix[a, b] = 0.0
-    for a in range(n, padded):
-        jacobian[a] = 0.0
+    """Upper half of the information matrix J^T J, and gradient J^T r, of :func:`objective`, which was taken last at the same ``theta``."""
+    n, side, pixels = 3 * number, len(optics.side), 0
+    padded = (n + 3) // 4 * 4
+    matrix, gradient, jacobian, misfit = work.matrix, work.gradient, work.jacobian, work.misfit
     for k in range(number):
-        read_profile(optics.value, optics, theta[3 * k], work.row[k])
-        read_profile(optics.slope, optics, theta[3 * k], work.row_slope[k])
-        read_profile(optics.value, optics, theta[3 * k + 1], work.column[k])
-        read_profile(optics.slope, optics, theta[3 * k + 1], work.column_slope[k])
+        read_profile(optics.slope, optics, theta[3 * k], work.row_slope, k)
+        read_profile(optics.slope, optics, theta[3 * k + 1], work.column_slope, k)
     for i in range(side):
         for j in range(side):
-            if evidence.weight[i, j] == 0:
+            if work.residual[i, j] >= evidence.ceiling[i, j]:
                 continue
-            m = 0.0
+            misfit[pixels] = work.residual[i, j] * evidence.per_level
             for k in range(number):
-                g = theta[3 * k + 2] * evidence.per_level
-                unit = work.row[k, i] * work.column[k, j]
-                m += theta[3 * k + 2] * unit
-                jacobian[3 * k] = g * work.row_slope[k, i] * work.column[k, j]
-                jacobian[3 * k + 1] = g * work.row[k, i] * work.column_slope[k, j]
-                jacobian[3 * k + 2] = unit * evidence.per_level
-            r = m - evidence.level[i, j]
-            if evidence.clipped[i, j] > 0 and r > 0:
-                continue
-            r *= evidence.per_level
-            for a in range(n):
-                slope = jacobian[a]
-                gradient[a] += slope * r
-                for b in range(padded):
-                    matrix[a, b] += slope * jacobian[b]
+                column = work.column[k, j] * evidence.per_level
+                jacobian[pixels, 3 * k] = theta[3 * k + 2] * work.row_slope[k, i] * column
+                jacobian[pixels, 3 * k + 1] = work.light[k, i] * work.column_slope[k, j] * evidence.per_level
+                jacobian[pixels, 3 * k + 2] = work.row[k, i] * column
+            for a in range(n, padded):
+                jacobian[pixels, a] = 0.0
+            pixels += 1
+    for p in range(pixels, pixels + TOGETHER):
+        jacobian[p], misfit[p] = 0.0, 0.0
+    for a in range(n):
+        gradient[a] = 0.0
+        for first in range(a // 4 * 4, padded, 4):
+            put(matrix, a, first, spread(0.0, four(matrix, a, first)))
+    for p in range(0, pixels, TOGETHER):
+        for a in range(n):
+            s0, s1, s2, s3 = jacobian[p, a], jacobian[p + 1, a], jacobian[p + 2, a], jacobian[p + 3, a]
+            gradient[a] += (s0 * misfit[p] + s1 * misfit[p + 1]) + (s2 * misfit[p + 2] + s3 * misfit[p + 3])
+            for first in range(a // 4 * 4, padded, 4):
+                entries = four(matrix, a, first)
+                entries = plus(entries, times(spread(s0, entries), four(jacobian, p, first)))
+                entries = plus(entries, times(spread(s1, entries), four(jacobian, p + 1, first)))
+                entries = plus(entries, times(spread(s2, entries), four(jacobian, p + 2, first)))
+                entries = plus(entries, times(spread(s3, entries), four(jacobian, p + 3, first)))
+                put(matrix, a, first, entries)
     add_prior(theta, number, region, matrix, gradient)
 
 
@@ -333,51 +357,69 @@ def add_prior(theta, number, region, matrix, gradient):
                     v = (theta[q + axis2] - theta[p + axis2]) / d / HINGE
                     matrix[p + axis, p + axis2] += u * v
                     matrix[q + axis, q + axis2] += u * v
-                    matrix[p + axis, q + axis2] -= u * v
                     matrix[q + axis, p + axis2] -= u * v
 
 
 @compiled
 def cholesky(matrix, n, damping, factor):
-    """Lower factor of matrix + damping * its diagonal; False if that is not positive definite."""
+    """Upper factor U of matrix + damping * its diagonal = U^T U, whose upper half is read; False if that is not positive definite.
+
+    The diagonal of ``factor`` holds reciprocals.
+    """
+    padded = (n + 3) // 4 * 4
     for i in range(n):
-        for j in range(i + 1):
-            s = matrix[i, j]
-            if i == j:
-                s = s * (1.0 + damping) + 1e-9
-            for k in range(j):
-                s -= factor[i, k] * factor[j, k]
-            if i > j:
-                factor[i, j] = s / factor[j, j]
-            elif s > 0:
-                factor[i, i] = math.sqrt(s)
-            else:
-                return False
+        for first in range(i // 4 * 4, padded, 4):
+            put(factor, i, first, four(matrix, i, first))
+        factor[i, i] = matrix[i, i] * (1.0 + damping) + 1e-9
+    for i in range(n):
+        if not factor[i, i] > 0:
+            return False
+        scale = 1.0 / math.sqrt(factor[i, i])
+        for first in range(i // 4 * 4, padded, 4):
+            entries = four(factor, i, first)
+            put(factor, i, first, times(spread(scale, entries), entries))
+        factor[i, i] = scale
+        for j in range(i + 1, n):
+            for first in range(j // 4 * 4, padded, 4):
+                entries = four(factor, j, first)
+                put(factor, j, first, minus(entries, times(spread(factor[i, j], entries), four(factor, i, first))))
     return True
 
 
 @compiled
 def solve_lower(factor, n, x):
-    """x <- L^-1 x."""
+    """x <- U^-T x."""
     for i in range(n):
-        s = x[i]
-        for k in range(i):
-            s -= factor[i, k] * x[k]
-        x[i] = s / factor[i, i]
-
-
-@compiled
-def solve_upper(factor, n, x):
-    """x <- L^-T x."""
-    for i in range(n - 1, -1, -1):
-        x[i] /= factor[i, i]
-        for k in range(i):
+        x[i] *= factor[i, i]
+        for k in range(i + 1, n):
             x[k] -= factor[i, k] * x[i]
 
 
 @compiled
-def fit(theta, number, optics, evidence, region, work, goal, iterations):
-    """Levenberg-Marquardt in place; returns the objective. Gives up a start whose pace cannot bring it to ``goal``."""
+def solve_upper(factor, n, x):
+    """x <- U^-1 x."""
+    for i in range(n - 1, -1, -1):
+        s = x[i]
+        for k in range(i + 1, n):
+            s -= factor[i, k] * x[k]
+        x[i] = s * factor[i, i]
+
+
+@compiled
+def same_mode(theta, other, number, reach):
+    """True if every target of one answer lies within reach (city block) of a target of the other."""
+    for k in range(number):
+        nearest = FREE
+        for j in range(number):
+            nearest = min(nearest, abs(theta[3 * k] - other[3 * j]) + abs(theta[3 * k + 1] - other[3 * j + 1]))
+        if nearest > reach:
+            return False
+    return True
+
+
+@compiled
+def fit(theta, number, optics, evidence, region, work, goal, iterations, known):
+    """Levenberg-Marquardt in place; returns the objective. Gives up a start whose pace cannot bring it to ``goal``; FREE if it comes to a known mode."""
     n, damping, stale = 3 * number, 1e-2, True
     cost = objective(theta, number, optics, evidence, region, work)
     for _ in range(iterations):
@@ -405,12 +447,16 @@ def fit(theta, number, optics, evidence, region, work, goal, iterations):
             theta[a] = work.trial[a]
         if gain < RELATIVE_TOLERANCE * (1 + cost) or cost - goal > HOPELESS * gain:
             break
+        for mode in known:
+            if same_mode(theta, mode, number, CAUGHT):
+                return FREE
     return cost
 
 
 @compiled
 def local_shape(theta, number, optics, evidence, region, work):
     """Cholesky factor of the posterior's information at an answer, J^T J + priors + RIDGE on positions; left in ``work.factor``."""
+    objective(theta, number, optics, evidence, region, work)
     normal_equations(theta, number, optics, evidence, region, work)
     for k in range(number):
         work.matrix[3 * k, 3 * k] += RIDGE
@@ -420,16 +466,16 @@ def local_shape(theta, number, optics, evidence, region, work):
 
 @compiled
 def log_determinant(factor, n):
-    """Of L L^T."""
+    """Of U^T U."""
     total = 0.0
     for a in range(n):
-        total += 2 * math.log(factor[a, a])
+        total -= 2 * math.log(factor[a, a])
     return total
 
 
 @compiled
 def variances(factor, n, work):
-    """Diagonal of (L L^T)^-1, left in ``work.variance``: the squared lengths of the columns of L^-1."""
+    """Diagonal of (U^T U)^-1, left in ``work.variance``: the squared lengths of the columns of U^-T."""
     for a in range(n):
         for b in range(n):
             work.step[b] = 0.0
@@ -450,7 +496,7 @@ def count_range(evidence, region, side, plan):
     for i in range(side):
         for j in range(side):
             light += evidence.level[i, j] * evidence.weight[i, j]
-            if evidence.weight[i, j] == 0 or evidence.clipped[i, j] > 0:
+            if evidence.ceiling[i, j] == 0:
                 complete = False
     slack = 5 * side * plan.noise + 0.001 * light
     fewest = min(max(plan.fewest, int(math.ceil((light - slack) / region.bright))), plan.most)
@@ -480,51 +526,61 @@ def draw_start(theta, number, evidence, region, optics, stream):
 
 
 @compiled
-def same_mode(theta, other, number):
-    """True if every target of one answer lies next to a target of the other."""
-    for k in range(number):
-        nearest = FREE
-        for j in range(number):
-            nearest = min(nearest, abs(theta[3 * k] - other[3 * j]) + abs(theta[3 * k + 1] - other[3 * j + 1]))
-        if nearest > MERGE:
-            return False
-    return True
+def add_mode(theta, number, cost, modes, numbers, costs, found):
+    """Enter a minimum into the table of distinct modes; returns how many there are."""
+    for known in range(found):
+        if numbers[known] == number and same_mode(theta, modes[known], number, MERGE):
+            if cost < costs[known]:
+                modes[known], costs[known] = theta, cost
+            return found
+    if found == len(costs):
+        return found
+    modes[found], numbers[found], costs[found] = theta, number, cost
+    return found + 1
 
 
 @compiled
-def find_modes(optics, evidence, region, work, plan, modes, numbers, costs):
-    """Levenberg-Marquardt from every start and count; fills the table of distinct modes and returns their number and the best objective."""
+def find_modes(optics, evidence, region, work, plan, given, given_number, modes, numbers, costs):
+    """Levenberg-Marquardt from every start and count, or from given answers; fills the table of distinct modes, returns their number and the best objective."""
     found, best, explained, theta, side = 0, FREE, 0, np.zeros(SIZE), len(optics.side)
-    fewest, most = count_range(evidence, region, side, plan)
-    for number in range(fewest, most + 1):
-        if explained > 0 and number > explained + 2:
-            break
-        first, best_here = found, FREE
-        tries = 1 if number == 1 and not plan.scattered else min(plan.effort.starts, 12) if number == 2 else plan.effort.starts
-        for start in range(tries):
-            if start == PILOT and best_here > best + PROMISING:
-                break
-            if plan.scattered:
-                draw_start(theta, number, evidence, region, optics, work.stream)
-            else:
-                theta[:] = plan.starts[number, start]
-            cost = fit(theta, number, optics, evidence, region, work, best + RELEVANT, ITERATIONS)
-            best_here = min(best_here, cost)
-            if cost > best + RELEVANT:
-                continue
+    for start in range(len(given)):
+        if given_number[start] > 0:
+            theta[:] = given[start]
+            confine(theta, given_number[start], region)
+            cost = fit(theta, given_number[start], optics, evidence, region, work, best + RELEVANT, ITERATIONS, modes[:0])
             best = min(best, cost)
-            known = first
-            while known < found and not same_mode(theta, modes[known], number):
-                known += 1
-            if known == found:
-                if found == len(costs):
-                    continue
-                found += 1
-                costs[known] = FREE
-            if cost < costs[known]:
-                modes[known], numbers[known], costs[known] = theta, number, cost
-        if explained == 0 and best < MISFIT * side * side:
-            explained = number
+            if cost <= best + RELEVANT:
+                found = add_mode(theta, given_number[start], cost, modes, numbers, costs, found)
+    if found > 0:
+        return found, best
+    fewest, most = count_range(evidence, region, side, plan)
+    best_of_count, fits = np.full(MAX_TARGETS + 1, FREE), MISFIT * side * side
+    for attempt in range(2):  # the second one, with the other starts, only if none of the pilots explains the frame
+        for number in range(fewest, most + 1):
+            if explained > 0 and number > explained + 2:
+                break
+            first, again = found, 0
+            tries = 1 if number == 1 and not plan.scattered else min(plan.effort.starts, 12) if number == 2 else plan.effort.starts
+            for start in range(attempt * plan.effort.pilot, tries):
+                if start >= plan.effort.pilot and best_of_count[number] > (best if attempt else max(best, fits)) + PROMISING:
+                    break
+                if again >= plan.effort.agreed * (found - first) > 0:
+                    break
+                if plan.scattered:
+                    draw_start(theta, number, evidence, region, optics, work.stream)
+                else:
+                    theta[:] = plan.starts[number, start]
+                cost = fit(theta, number, optics, evidence, region, work, best + RELEVANT, ITERATIONS, modes[first:found])
+                best_of_count[number], before = min(best_of_count[number], cost), found
+                if cost <= best + RELEVANT:
+                    best = min(best, cost)
+                    found = add_mode(theta, number, cost, modes, numbers, costs, found)
+                    again += found == before
+                again += cost == FREE
+            if explained == 0 and best < fits:
+                explained = number
+        if explained > 0:
+            break
     return found, best
 
 
@@ -556,57 +612,44 @@ def prior_excess(theta, number, region):
 
 
 @inlined
-def read_bright(theta, number, optics, row, column):
-    """Coarse profiles of all targets, the rows' times the intensity."""
-    for k in range(number):
-        read_coarse(optics, theta[3 * k], row[k])
-        read_coarse(optics, theta[3 * k + 1], column[k])
-        for i in range(len(optics.lanes)):
-            row[k, i] *= np.float32(theta[3 * k + 2])
-
-
-@inlined
-def box_excess(theta, number, optics, evidence, row, column, cap):
+def box_excess(theta, number, optics, evidence, work, cap):
     """Largest violation of low <= m <= high [grey levels]; not finished once it is above ``cap``."""
-    read_bright(theta, number, optics, row, column)
-    worst = np.float32(0.0)  # all in float32: the compiler then works on whole registers
+    row, column = work.bright_row, work.coarse_column
+    read_light(optics.coarse, optics, theta, number, row, row, column)
+    worst = spread(0.0, eight(column, 0, 0))
     for i in range(len(optics.side)):
-        for j in range(len(optics.side)):
-            m = np.float32(0.0)
-            for k in range(number):
-                m += row[k, i] * column[k, j]
-            worst = max(worst, max(m - evidence.high[i, j], evidence.low[i, j] - m))
-        if worst > cap:
+        for first in range(0, len(optics.lanes), 8):
+            m = expected(row, column, number, i, first)
+            worst = larger(worst, larger(minus(m, eight(evidence.high, i, first)), minus(eight(evidence.low, i, first), m)))
+        if any_above(worst, spread(cap, worst)):
             break
-    return float(worst)
+    return float(largest(worst))
 
 
 @inlined
-def chi_squared(theta, number, optics, evidence, row, column):
+def chi_squared(theta, number, optics, evidence, work):
     """Sum of squared residuals in deviations; a clipped pixel counts only if the model is below it."""
-    read_bright(theta, number, optics, row, column)
-    total = 0.0
+    row, column, line, total = work.bright_row, work.coarse_column, work.line, 0.0
+    read_light(optics.coarse, optics, theta, number, row, row, column)
     for i in range(len(optics.side)):
+        for first in range(0, len(optics.lanes), 8):
+            put(line, 0, first, expected(row, column, number, i, first))
         for j in range(len(optics.side)):
-            m = np.float32(0.0)
-            for k in range(number):
-                m += row[k, i] * column[k, j]
-            r = (m - evidence.level[i, j]) * evidence.weight[i, j]
-            if not (evidence.clipped[i, j] > 0 and r > 0):
-                total += r * r
+            r = min((line[0, j] - evidence.level[i, j]) * evidence.weight[i, j], evidence.ceiling[i, j])
+            total += r * r
     return total * evidence.per_level**2
 
 
 @compiled
-def excess(theta, number, optics, evidence, region, row, column, cap):
+def excess(theta, number, optics, evidence, region, work, cap):
     """What a slice of the posterior bounds. Exact likelihood: the largest violation of prior and box, 0 inside [grey levels].
     Gaussian: chi squared, with the wall about the prior added. Need not be finished once it is above ``cap``."""
     worst = evidence.wall * prior_excess(theta, number, region)
     if not evidence.exact:
-        return chi_squared(theta, number, optics, evidence, row, column) + worst
+        return chi_squared(theta, number, optics, evidence, work) + worst
     if worst > cap:
         return worst
-    return max(worst, box_excess(theta, number, optics, evidence, row, column, cap))
+    return max(worst, box_excess(theta, number, optics, evidence, work, cap))
 
 
 @compiled
@@ -615,7 +658,7 @@ def slice_step(theta, number, optics, evidence, region, work, cap):
 
     Neal's slice sampler: a bracket thrown at random about the point, stepped out, then shrunk towards it.
     """
-    n, direction, trial, row, column = 3 * number, work.direction, work.trial, work.bright_row, work.coarse_column
+    n, direction, trial = 3 * number, work.direction, work.trial
     low = -BRACKET * uniform(work.stream)
     high = low + BRACKET
     for end in range(2):
@@ -623,7 +666,7 @@ def slice_step(theta, number, optics, evidence, region, work, cap):
             u = low if end == 0 else high
             for a in range(n):
                 trial[a] = theta[a] + u * direction[a]
-            if excess(trial, number, optics, evidence, region, row, column, cap) > cap:
+            if excess(trial, number, optics, evidence, region, work, cap) > cap:
                 break
             if end == 0:
                 low -= BRACKET
@@ -633,7 +676,7 @@ def slice_step(theta, number, optics, evidence, region, work, cap):
         u = low + (high - low) * uniform(work.stream)
         for a in range(n):
             trial[a] = theta[a] + u * direction[a]
-        value = excess(trial, number, optics, evidence, region, row, column, cap)
+        value = excess(trial, number, optics, evidence, region, work, cap)
         if value <= cap:
             for a in range(n):
                 theta[a] = trial[a]
@@ -653,7 +696,7 @@ def run_chain(theta, number, optics, evidence, region, work, updates, burn_in, s
     """
     n, keep, stored, got = 3 * number, len(states), 0, 0
     every = max(1, updates // keep)
-    value = excess(theta, number, optics, evidence, region, work.bright_row, work.coarse_column, FREE)
+    value = excess(theta, number, optics, evidence, region, work, FREE)
     cap = value
     for turn in range(burn_in + every * keep):
         if turn % REFRESH == 0:
@@ -701,7 +744,7 @@ def log_volume(states, number, work, log_prior):
             s = 1e-10 if a == b else 0.0
             for state in states:
                 s += (state[a] - mean[a]) * (state[b] - mean[b]) / (count - 1)
-            work.matrix[a, b] = s
+            work.matrix[b, a] = s
     if not cholesky(work.matrix, n, 0.0, work.factor):
         return -FREE
     ellipsoid = half * math.log(math.pi) - math.lgamma(half + 1) + half * math.log(n + 2.0)
@@ -718,11 +761,11 @@ def confine(theta, number, region):
 
 
 @compiled
-def sample_modes(optics, evidence, region, work, plan, modes, numbers, order, laplace, states):
+def sample_modes(optics, evidence, region, work, plan, modes, numbers, order, laplace, states, load):
     """Chains from the best modes fill the states; returns how many there are, 0 if no mode is in the box.
 
-    A chain's length goes with the root of its mode's Laplace weight. The mode's own weight is the geometric mean of the Laplace weight and of the volume
-    that the chain filled: the first knows nothing of the box, the second is noisy.
+    A chain's length goes with the root of its mode's Laplace weight and with ``load``. The mode's own weight is the geometric mean of the Laplace weight
+    and of the volume that the chain filled: the first knows nothing of the box, the second is noisy.
     """
     effort, total, filled, top = plan.effort, 0.0, 0, -FREE
     used = min(len(order), effort.modes)
@@ -738,7 +781,7 @@ def sample_modes(optics, evidence, region, work, plan, modes, numbers, order, la
             continue
         if not evidence.exact:
             confine(modes[mode], number, region)
-        updates, theta, drawn = max(2 * keep, int(effort.updates * share * number / 5)), modes[mode].copy(), states.theta[filled : filled + keep]
+        updates, theta, drawn = max(2 * keep, int(load * effort.updates * share * number / 5)), modes[mode].copy(), states.theta[filled : filled + keep]
         if run_chain(theta, number, optics, evidence, region, work, updates, int(effort.burn_in * number / 5), drawn) > 0.02:
             continue
         log_weight[rank] = laplace[mode]
@@ -767,18 +810,20 @@ def normalise(weights, count):
 
 @compiled
 def align(theta, number, reference):
-    """Order targets like the reference's, exchanging pairs while that lowers the sum of squared distances."""
+    """Order targets like the reference's, exchanging pairs while that lowers the sum of squared distances; returns whether anything changed."""
+    moved = False
     for _ in range(MAX_TARGETS * MAX_TARGETS):
         changed = False
         for k in range(number):
             for j in range(k):
                 now = squared_distance(theta, k, reference, k) + squared_distance(theta, j, reference, j)
                 if squared_distance(theta, k, reference, j) + squared_distance(theta, j, reference, k) < now - 1e-12:
-                    changed = True
+                    moved = changed = True
                     for a in range(3):
                         theta[3 * k + a], theta[3 * j + a] = theta[3 * j + a], theta[3 * k + a]
         if not changed:
-            return
+            break
+    return moved
 
 
 # Sequential Monte Carlo --------------------------------------------------------------------------------------------------------------------
@@ -803,10 +848,10 @@ def near_direction(cloud, n, work):
 
 
 @compiled
-def nested_boxes(number, optics, evidence, region, work, pool, particles):
+def nested_boxes(number, optics, evidence, region, work, pool, particles, effort):
     """Sequential Monte Carlo from the prior to the posterior through shrinking boxes of violation; returns the log share of the prior that is left.
 
-    Every level is the median violation of all particles: those above it are replaced by copies of those below, then all move by slice steps. The
+    Every level is a quantile of the particles' violations: those above it are replaced by copies of those below, then all move by slice steps. The
     particles' targets are put into one order, so that differences of particles point along the posterior.
     """
     n, count = 3 * number, len(particles)
@@ -816,10 +861,10 @@ def nested_boxes(number, optics, evidence, region, work, pool, particles):
         for k in range(number):
             particles[p, 3 * k], particles[p, 3 * k + 1] = pool[start, k, 0], pool[start, k, 1]
             particles[p, 3 * k + 2] = region.dim + (region.bright - region.dim) * uniform(work.stream)
-        violation[p] = excess(particles[p], number, optics, evidence, region, work.bright_row, work.coarse_column, FREE)
+        violation[p] = excess(particles[p], number, optics, evidence, region, work, FREE)
     log_share = 0.0
     for _ in range(150):
-        level = np.sort(violation)[count // 2]
+        level = np.sort(violation)[int(count * effort.survivors)]
         alive = np.flatnonzero(violation <= level)
         if level <= 0:
             level = 0.0
@@ -831,7 +876,7 @@ def nested_boxes(number, optics, evidence, region, work, pool, particles):
                 particles[p], violation[p] = particles[source], violation[source]
             align(particles[p], number, particles[alive[0]])
         cloud = particles.copy()
-        moves = 10 + 5 * number if level == 0 else 2 + 3 * number // 2
+        moves = int(effort.moves * (10 + 5 * number if level == 0 else 2 + 1.5 * number))
         for p in range(count):
             for _ in range(moves):
                 if near_direction(cloud, n, work):
@@ -850,7 +895,7 @@ def sample_counts(optics, evidence, region, work, plan, considered, states):
     for number in range(1, MAX_TARGETS + 1):
         if considered[number]:
             cloud = states.theta[filled : filled + plan.effort.particles]
-            log_share[number] = nested_boxes(number, optics, evidence, region, work, plan.pools[number], cloud)
+            log_share[number] = nested_boxes(number, optics, evidence, region, work, plan.pools[number], cloud, plan.effort)
             if log_share[number] > -FREE:
                 top = max(top, log_share[number])
                 states.number[filled : filled + len(cloud)] = number
@@ -913,14 +958,16 @@ def align_to_mean(states, number, filled, mean):
             if states.number[heaviest] != number or states.weight[s] > states.weight[heaviest]:
                 heaviest = s
     mean[:] = states.theta[heaviest]
-    for _ in range(4):
-        following[:] = 0.0
+    for turn in range(4):
+        following[:], moved = 0.0, False
         for s in range(filled):
             if states.number[s] == number:
-                align(states.theta[s], number, mean)
+                moved = align(states.theta[s], number, mean) or moved
                 for a in range(3 * number):
                     following[a] += states.weight[s] / total * states.theta[s, a]
         mean[:] = following
+        if turn > 0 and not moved:
+            break
     return total
 
 
@@ -928,19 +975,23 @@ def align_to_mean(states, number, filled, mean):
 def settle(states, k, number, filled, reach, theta):
     """Move target k of theta to the geometric median of its states, then to that of the states within reach: nearly the maximum of the expected score.
 
-    Weiszfeld's iteration, c <- sum (w / |x - c|) x / sum (w / |x - c|).
+    Distances below 0.02 px count as such. Weiszfeld's iteration, c <- sum (w / |x - c|) x / sum (w / |x - c|).
     """
-    for turn in range(20):
-        x, y, norm = 0.0, 0.0, 0.0
-        for s in range(filled):
-            if states.number[s] != number:
-                continue
-            d = math.sqrt(squared_distance(states.theta[s], k, theta, k))
-            if turn < 8 or d < reach:
-                w = states.weight[s] / max(d, 0.02)
-                x, y, norm = x + w * states.theta[s, 3 * k], y + w * states.theta[s, 3 * k + 1], norm + w
-        if norm > 0:
+    for within in (FREE, reach):
+        for _ in range(10):
+            x, y, norm = 0.0, 0.0, 0.0
+            for s in range(filled):
+                if states.number[s] == number:
+                    d = squared_distance(states.theta[s], k, theta, k)
+                    if d < within * within:
+                        w = states.weight[s] / math.sqrt(max(d, 4e-4))
+                        x, y, norm = x + w * states.theta[s, 3 * k], y + w * states.theta[s, 3 * k + 1], norm + w
+            if norm == 0:
+                break
+            move = abs(x / norm - theta[3 * k]) + abs(y / norm - theta[3 * k + 1])
             theta[3 * k], theta[3 * k + 1] = x / norm, y / norm
+            if move < SETTLED:
+                break
 
 
 @compiled
@@ -972,20 +1023,20 @@ def summarise(states, filled, thresholds, answer):
 @compiled
 def softened(evidence, trust):
     """The same pixels with a Gaussian likelihood, its width divided by ``trust``."""
-    return Evidence(evidence.level, evidence.weight, evidence.clipped, evidence.low, evidence.high, evidence.per_level * trust, False, WALL)
+    return Evidence(evidence.level, evidence.weight, evidence.ceiling, evidence.low, evidence.high, evidence.per_level * trust, False, WALL)
 
 
 @compiled
 def walled(evidence):
     """The same pixels with an infinite wall about the prior."""
-    return Evidence(evidence.level, evidence.weight, evidence.clipped, evidence.low, evidence.high, evidence.per_level, evidence.exact, FREE)
+    return Evidence(evidence.level, evidence.weight, evidence.ceiling, evidence.low, evidence.high, evidence.per_level, evidence.exact, FREE)
 
 
 @compiled
-def solve_frame(optics, evidence, region, work, plan, answer):
+def solve_frame(optics, evidence, region, work, plan, given, given_number, answer):
     """Fill one frame's answer; returns its number of targets."""
     modes, numbers, costs = np.zeros((MOST_MODES, SIZE)), np.zeros(MOST_MODES, np.int64), np.zeros(MOST_MODES)
-    found, best = find_modes(optics, evidence, region, work, plan, modes, numbers, costs)
+    found, best = find_modes(optics, evidence, region, work, plan, given, given_number, modes, numbers, costs)
     # A model that does not explain the frame must not be trusted to the last grey level: what is left over counts as noise.
     pixels = len(optics.side) ** 2
     misfit = max(best / (MISFIT * pixels), 1e-9)
@@ -1007,10 +1058,13 @@ def solve_frame(optics, evidence, region, work, plan, answer):
         return number
     states = new_states(plan.effort.kept + 20 * plan.effort.modes)
     order = np.argsort(-laplace)
-    filled = sample_modes(optics, evidence, region, work, plan, modes, numbers, order, laplace, states)
+    load = min(1.0, math.sqrt(spread) / plan.effort.sharp) if second < top - ALONE else 1.0
+    if is_cut(evidence, optics):
+        load *= plan.effort.cut
+    filled = sample_modes(optics, evidence, region, work, plan, modes, numbers, order, laplace, states, load)
     if filled == 0 and evidence.exact:
         evidence = softened(evidence, 1.0 / math.sqrt(max(1.0, best / pixels)))
-        filled = sample_modes(optics, evidence, region, work, plan, modes, numbers, order, laplace, states)
+        filled = sample_modes(optics, evidence, region, work, plan, modes, numbers, order, laplace, states, load)
     if filled > 0:
         number = summarise(states, filled, plan.thresholds, answer)
         # On whole windows chains reach what sequential Monte Carlo does. Where the frame's border cuts light off, they are too short and too sure.
@@ -1038,26 +1092,26 @@ def new_states(count):
 
 
 @compiled
-def solve_frames(optics, region, plan, per_level, exact, level, weight, clipped, low, high, bright, seeds, count, theta, deviation, score):
+def solve_frames(optics, region, plan, per_level, exact, level, weight, ceiling, low, high, bright, seeds, given, given_number, count, theta, deviation, score):
     """Answer many frames one after the other: windows (n, side, lanes) in, counts (n,), theta (n, SIZE), deviation (n, MAX, 2) and score (n, MAX) out."""
     work = new_work(optics)
     for f in range(len(seeds)):
         work.stream[0] = seeds[f]
-        evidence = Evidence(level[f], weight[f], clipped[f], low[f], high[f], per_level, exact, 1.0 if exact else WALL)
+        evidence = Evidence(level[f], weight[f], ceiling[f], low[f], high[f], per_level, exact, 1.0 if exact else WALL)
         own = Region(region.x_low, region.x_high, region.y_low, region.y_high, region.dim, bright[f], region.distance)
-        count[f] = solve_frame(optics, evidence, own, work, plan, Answer(theta[f], deviation[f], score[f]))
+        count[f] = solve_frame(optics, evidence, own, work, plan, given[f], given_number[f], Answer(theta[f], deviation[f], score[f]))
 
 
 @compiled
-def polish_frames(optics, region, iterations, thresholds, per_level, level, weight, clipped, low, high, bright, count, theta, deviation, score):
+def polish_frames(optics, region, iterations, thresholds, per_level, level, weight, ceiling, low, high, bright, count, theta, deviation, score):
     """Levenberg-Marquardt from given answers, in place; errors and hit probabilities are those of the Gaussian that fits the minimum."""
     work, pixels = new_work(optics), len(optics.side) ** 2
     for f in range(len(count)):
         number, answer = count[f], Answer(theta[f], deviation[f], score[f])
-        evidence = Evidence(level[f], weight[f], clipped[f], low[f], high[f], per_level, False, WALL)
+        evidence = Evidence(level[f], weight[f], ceiling[f], low[f], high[f], per_level, False, WALL)
         own = Region(region.x_low, region.x_high, region.y_low, region.y_high, region.dim, bright[f], region.distance)
         confine(answer.theta, number, own)
-        best = fit(answer.theta, number, optics, evidence, own, work, FREE, iterations)
+        best = fit(answer.theta, number, optics, evidence, own, work, FREE, iterations, np.zeros((0, SIZE)))
         misfit = best / (MISFIT * pixels)
         if misfit > 1:
             evidence = softened(evidence, math.sqrt(pixels / best))

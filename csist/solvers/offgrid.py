@@ -9,9 +9,11 @@ says; nothing needs training. The work, frame by frame:
 
 1. Clusters are found by their light (``finding.py``); a cluster's pixel is the rounded centre of its light. Only a window about it matters: 5 x 5 pixels
    at sigma = 0.5 px. Every cluster is then solved alone.
-2. The visible light bounds the number of targets. For every number, Levenberg-Marquardt runs from random valid configurations.
+2. The visible light bounds the number of targets. For every number, Levenberg-Marquardt runs from random valid configurations; numbers that a few
+   pilots cannot make fit, and numbers whose starts all end in known minima, get no more of them.
 3. Its minima are modes. A single narrow one is the answer; its covariance tells the errors (two frames in five).
-4. Otherwise slice sampling explores the box around every mode; volumes weigh modes and numbers against each other.
+4. Otherwise slice sampling explores the box around every mode; volumes weigh modes and numbers against each other. Frames cut by the border get more
+   samples, frames whose only mode is narrow fewer.
 5. The tier "accurate" repeats doubtful frames at the border by sequential Monte Carlo from the prior down to the box, which no mode can escape.
 6. A target's position is the (truncated) geometric median of its samples, its deviation their spread, its score the share of CSO-mAP's five thresholds
    within which the samples have a target: a calibrated probability of a hit.
@@ -25,6 +27,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -47,28 +50,50 @@ STRAY = 0.01  # of the brightest cluster's light: less than that may be what its
 SIGNIFICANT = 8.0  # of the read noise: no noise alone lights a block of 3 x 3 pixels so
 UNKNOWN = 0.16  # px, standard deviation of a position that the light says nothing of; the kernels' RIDGE ** -0.5
 LEAST = 1e-6  # smallest probability of a hit or a miss that is told apart from none
+ONE_SIGMA = math.erf(math.sqrt(0.5))  # 68 % of Gaussian errors are within one standard deviation
 BLOCK = 32  # frames that a thread takes at a time
 POOL = 256  # valid configurations from which starts and prior volumes are taken
 
 # How much work a tier does; the fields are explained at csist.solvers._offgrid_kernels.Effort.
 TIERS = {
-    "fast": {"starts": 8, "updates": 400, "burn_in": 30, "kept": 100, "modes": 6, "particles": 0, "doubt": 0.0},
-    "standard": {"starts": 12, "updates": 2500, "burn_in": 120, "kept": 250, "modes": 10, "particles": 0, "doubt": 0.0},
-    "accurate": {"starts": 20, "updates": 2500, "burn_in": 120, "kept": 250, "modes": 12, "particles": 1200, "doubt": 0.98},
+    "fast": {
+        "starts": 8, "pilot": 3, "agreed": 5, "updates": 250, "cut": 1.5, "sharp": 0.05, "burn_in": 30, "kept": 100, "modes": 6,
+        "particles": 0, "survivors": 0.5, "moves": 1.0, "doubt": 0.0,
+    },
+    "standard": {
+        "starts": 12, "pilot": 4, "agreed": 5, "updates": 1600, "cut": 1.5, "sharp": 0.05, "burn_in": 120, "kept": 250, "modes": 10,
+        "particles": 0, "survivors": 0.5, "moves": 1.0, "doubt": 0.0,
+    },
+    "accurate": {
+        "starts": 20, "pilot": 6, "agreed": 8, "updates": 1600, "cut": 1.5, "sharp": 0.05, "burn_in": 120, "kept": 250, "modes": 12,
+        "particles": 1200, "survivors": 0.5, "moves": 1.0, "doubt": 0.98,
+    },
 }
 
 # Claimed and real hit probabilities of each tier before they are set right, as `score_offgrid.py --calibrate` measures them: on 8,000 validation frames,
 # of the accurate tier on 400.
 CALIBRATION = {
     "fast": (
-        (0.66482, 0.84655, 0.91726, 0.95924, 0.98786, 0.99961, 0.99999),
-        (0.45192, 0.62723, 0.71741, 0.80044, 0.89817, 0.96741, 0.99643),
+        (0.66395, 0.837, 0.91372, 0.95786, 0.98909, 0.99986, 0.99999),
+        (0.44968, 0.60828, 0.71877, 0.79798, 0.88738, 0.96762, 0.99435),
     ),
     "standard": (
         (0.59441, 0.76244, 0.85193, 0.90994, 0.95418, 0.98882, 0.99981, 0.99999),
         (0.47568, 0.6069, 0.67607, 0.78697, 0.85343, 0.9575, 0.99664, 0.99958),
     ),
     "accurate": ((0.56974, 0.76603, 0.90909, 0.99754), (0.55, 0.745, 0.88901, 0.99465)),
+}
+
+
+# Claimed and real widths of the errors [px] in the same way, from the same frames: predicted standard deviations, and half the interval about the answer
+# that holds 68 % of the errors.
+DEVIATIONS = {
+    "fast": (
+        (0.00281, 0.00539, 0.00729, 0.00913, 0.01131, 0.01467, 0.0206, 0.04306),
+        (0.00323, 0.00701, 0.01019, 0.01286, 0.01697, 0.02411, 0.03687, 0.07599),
+    ),
+    "standard": ((0.01,), (0.01,)),
+    "accurate": ((0.01,), (0.01,)),
 }
 
 
@@ -137,6 +162,7 @@ def unmix_offgrid(
     *,
     tier: str = "standard",
     prior: Prior | None = None,
+    starts: Sequence[Targets] | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = False,
@@ -162,6 +188,9 @@ def unmix_offgrid(
         How much work to do.
     prior : Prior, optional
         What is known of the scenes; by default CSIST-100K's rules.
+    starts : sequence of Targets, optional
+        Answers to begin with instead of random configurations, for example the likeliest ones of a network, each with an entry for every frame. The
+        number of targets is then one of theirs. It saves most of the search for modes, and finds none beyond.
     seed : int
         Of the sampler.
     threads : int, optional
@@ -197,9 +226,11 @@ def unmix_offgrid(
     clusters = _Clusters(frames, plane, prior, problem.side)
     seeds = clusters.hashes() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     answers = _Answers(len(clusters.frame))
-    _in_threads(problem.solver(tier), [*clusters.evidence(), problem.bright(clusters), seeds, *answers.arrays], threads, progress)
+    given = _given(starts or (), clusters, len(frames))
+    _in_threads(problem.solver(tier), [*clusters.evidence(), problem.bright(clusters), seeds, *given, *answers.arrays], threads, progress)
     if CALIBRATION[tier]:
         answers.score[:] = calibrated(answers.score, CALIBRATION[tier])
+        answers.deviation[:] = widened(answers.deviation, DEVIATIONS[tier])
     return _as_targets(answers, clusters, len(frames))
 
 
@@ -250,21 +281,11 @@ def polish(
     plane, prior = plane or FocalPlane(), prior or Prior()
     _check_whole("polish", iterations=(iterations, 0), threads=(1 if threads is None else threads, 1))
     frames = _check_levels(frames, plane, "polish")
-    if len(targets) != len(frames):
-        raise ValueError(f"polish: targets are of {len(targets)} frames, but {len(frames)} frames are given; give one entry per frame (count 0 if empty)")
     problem = _Problem(plane, prior, _load_kernels())
     clusters = _Clusters(frames, plane, prior, problem.side)
-    frame, slot = np.nonzero(targets.mask)
-    cluster = clusters.nearest(frame, targets.xy[frame, slot])
-    frame, slot, cluster = (part[cluster >= 0] for part in (frame, slot, cluster))
-    place = _rank_within(cluster)
-    if place.max(initial=0) >= MAX_TARGETS:
-        worst = int(frame[np.argmax(place)])
-        raise ValueError(f"polish: frame {worst} has more than {MAX_TARGETS} targets at one cluster; drop the faintest, for example by a higher threshold")
+    frame, slot, cluster, place = _places(targets, clusters, len(frames), "polish")
     answers = _Answers(len(clusters.frame))
-    answers.count[:] = np.bincount(cluster, minlength=len(answers.count))
-    answers.theta[cluster, place, :2] = targets.xy[frame, slot] - clusters.cell[cluster]
-    answers.theta[cluster, place, 2] = targets.intensity[frame, slot]
+    answers.count[:], answers.theta[:] = _thetas(targets, clusters, (frame, slot, cluster, place))
     _in_threads(problem.polisher(iterations), [*clusters.evidence(), problem.bright(clusters), *answers.arrays], threads, progress=False)
     result = replace(targets, sigma=np.full(targets.xy.shape, UNKNOWN), score=np.zeros(targets.intensity.shape))
     result.xy[frame, slot] = answers.theta[cluster, place, :2] + clusters.cell[cluster]
@@ -300,6 +321,31 @@ def fit_calibration(score, hit, knots: int = 8) -> tuple[tuple[float, ...], tupl
     claimed, real = (np.maximum.accumulate(np.clip(mean, 10 * LEAST, 1 - 10 * LEAST)) for mean in means)
     rising = np.flatnonzero(np.diff(claimed, prepend=0) * np.diff(real, prepend=0) > 0)
     return tuple(claimed[rising].round(5).tolist()), tuple(real[rising].round(5).tolist())
+
+
+def widened(sigma, curve) -> np.ndarray:
+    """Map claimed standard deviations to real ones along a curve of knots, linearly between logarithms and in proportion beyond the ends.
+
+    >>> widened([0.001, 0.1, 0.4], ((0.01, 0.1), (0.01, 0.2))).round(4).tolist()
+    [0.001, 0.2, 0.8]
+    """
+    claimed, real = np.log(curve)
+    logarithm = np.log(np.maximum(sigma, LEAST))
+    return np.exp(logarithm + np.interp(logarithm, claimed, real - claimed))
+
+
+def fit_deviations(sigma, error, knots: int = 8) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Knots of :func:`widened`'s curve from claimed standard deviations (m,) and errors (m,) [px]: in groups of equal size, what holds 68 % of the errors.
+
+    >>> fit_deviations([0.01] * 100, np.linspace(-0.02, 0.02, 100), knots=1)
+    ((0.01,), (0.01377,))
+    """
+    order = np.argsort(sigma, kind="stable")
+    claimed, ratio = np.asarray(sigma)[order], np.abs(np.asarray(error) / sigma)[order]
+    groups = np.array_split(np.arange(len(order)), knots)
+    middle = np.array([np.exp(np.log(claimed[group]).mean()) for group in groups])
+    real = middle * [np.quantile(ratio[group], ONE_SIGMA) for group in groups]
+    return tuple(middle.round(5).tolist()), tuple(real.round(5).tolist())
 
 
 def _logit(probability):
@@ -372,6 +418,38 @@ class _Answers:
     @property
     def arrays(self) -> list[np.ndarray]:
         return [self.count, self.theta.reshape(len(self.count), 3 * MAX_TARGETS), self.deviation, self.score]
+
+
+def _places(targets: Targets, clusters: _Clusters, frames: int, caller: str) -> tuple[np.ndarray, ...]:
+    """Frame, slot, nearest cluster and place among that cluster's own, of all targets on frames with light."""
+    if len(targets) != frames:
+        raise ValueError(f"{caller}: targets are of {len(targets)} frames, but {frames} frames are given; give one entry per frame (count 0 if empty)")
+    frame, slot = np.nonzero(targets.mask)
+    cluster = clusters.nearest(frame, targets.xy[frame, slot])
+    frame, slot, cluster = (part[cluster >= 0] for part in (frame, slot, cluster))
+    place = _rank_within(cluster)
+    if place.max(initial=0) >= MAX_TARGETS:
+        worst = int(frame[np.argmax(place)])
+        raise ValueError(f"{caller}: frame {worst} has more than {MAX_TARGETS} targets at one cluster; drop the faintest, for example by a higher threshold")
+    return frame, slot, cluster, place
+
+
+def _thetas(targets: Targets, clusters: _Clusters, places: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Targets as the kernels take them: numbers (m,) and parameters (m, MAX_TARGETS, 3) of each cluster."""
+    frame, slot, cluster, place = places
+    theta = np.zeros((len(clusters.frame), MAX_TARGETS, 3))
+    theta[cluster, place, :2] = targets.xy[frame, slot] - clusters.cell[cluster]
+    theta[cluster, place, 2] = targets.intensity[frame, slot]
+    return np.bincount(cluster, minlength=len(theta)), theta
+
+
+def _given(starts: Sequence[Targets], clusters: _Clusters, frames: int) -> list[np.ndarray]:
+    """Answers to begin with as the kernels take them: parameters (m, answers, 3 MAX_TARGETS) and numbers (m, answers)."""
+    theta, number = np.zeros((len(clusters.frame), len(starts), 3 * MAX_TARGETS)), np.zeros((len(clusters.frame), len(starts)), dtype=np.int64)
+    for place, targets in enumerate(starts):
+        number[:, place], own = _thetas(targets, clusters, _places(targets, clusters, frames, "unmix_offgrid"))
+        theta[:, place] = own.reshape(len(own), -1)
+    return [theta, number]
 
 
 def _as_targets(answers: _Answers, clusters: _Clusters, n: int) -> Targets:
@@ -546,12 +624,12 @@ class _Clusters:
         return index[frame, ((table[frame] - xy[:, None]) ** 2).sum(-1).argmin(1)]
 
     def evidence(self) -> tuple[np.ndarray, ...]:
-        """Levels, weights, clipped pixels, and the intervals of expectation that round to the levels."""
+        """Levels, weights, largest residuals that count, and the intervals of expectation that round to the levels."""
         free, measured = 1e9, self.weight > 0
         clipped = measured & (self.level >= self.plane.full_scale)
         low = np.where(measured & (self.level > 0), self.level - 0.5, -free).astype(np.float32)
         high = np.where(measured & ~clipped, self.level + 0.5, free).astype(np.float32)
-        return self.level, self.weight, clipped.astype(np.float64), low, high
+        return self.level, self.weight, np.where(measured & ~clipped, free, 0.0), low, high
 
 
 def _darkness(plane: FocalPlane) -> float:
