@@ -92,6 +92,9 @@ def test_calibration_is_that_of_the_package(module_page):
     for tier in ("fast", "standard"):
         found = module_page.evaluate("([t, p]) => p.map(v => m.offgrid.calibrated(v, settings.tiers[t].calibration, settings.least))", [tier, claimed.tolist()])
         np.testing.assert_allclose(found, offgrid.calibrated(claimed, offgrid.CALIBRATION[tier]), rtol=0, atol=1e-12)
+        sigma = np.concatenate([np.geomspace(1e-7, 1, 300), offgrid.DEVIATIONS[tier][0]])
+        found = module_page.evaluate("([t, s]) => s.map(v => m.offgrid.widened(v, settings.tiers[t].deviations, settings.least))", [tier, sigma.tolist()])
+        np.testing.assert_allclose(found, offgrid.widened(sigma, offgrid.DEVIATIONS[tier]), rtol=1e-12)
 
 
 class Windows:
@@ -121,7 +124,8 @@ def test_deterministic_steps_equal_the_kernels(module_page, sigma):
         arguments = windows.problem.optics, evidence, windows.region, windows.work
         value = kernels.objective(theta, number, *arguments)
         modes, numbers, costs = np.zeros((kernels.MOST_MODES, kernels.SIZE)), np.zeros(kernels.MOST_MODES, np.int64), np.zeros(kernels.MOST_MODES)
-        count, best = kernels.find_modes(*arguments, windows.plan, modes, numbers, costs)
+        nothing_given = np.zeros((0, kernels.SIZE)), np.zeros(0, np.int64)
+        count, best = kernels.find_modes(*arguments, windows.plan, *nothing_given, modes, numbers, costs)
         laplace = [kernels.laplace_weight(modes[i], numbers[i], costs[i], *arguments, windows.plan.log_prior) for i in range(count)]
         found = module_page.evaluate(
             """([frame, cell, sigma, theta, number]) => {

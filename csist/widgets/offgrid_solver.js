@@ -1,7 +1,7 @@
 // The off-grid solver in the page: csist.solvers.offgrid with its compiled kernels, function by function under the same names, same order of the
 // arithmetic, same random stream. Numbers, starts and prior densities come from Python (csist.widgets.unmixing_explorer.solver_settings).
-// Left out is what one cluster in one pixel does not need: targets anywhere on a frame, several clusters, read noise, sequential Monte Carlo (so also the
-// tier "accurate"). Added: the covariance of x and y, and the probability of each number of targets.
+// Left out is what one cluster in one pixel does not need: targets anywhere on a frame, several clusters, read noise, given answers to begin with, and
+// sequential Monte Carlo (so also the tier "accurate"). Added: the covariance of x and y, and the probability of each number of targets.
 // Python puts the PSF explorer's module before it, as the constant `psf`. Rules kept for the static page: nothing is imported, and there is exactly one
 // export, the default. Convention of the whole project: x is the ROW and points down, y is the COLUMN and points right.
 
@@ -88,14 +88,26 @@ function logGammaOfHalf(n) {
   return value;
 }
 
+// Linear interpolation between knots of rising t, constant beyond the ends.
+function interpolate(t, knots, values) {
+  if (!(t > knots[0])) return values[0];
+  let k = 1;
+  while (k < knots.length && t >= knots[k]) k++;
+  if (k === knots.length) return values[k - 1];
+  return values[k - 1] + (t - knots[k - 1]) * ((values[k] - values[k - 1]) / (knots[k] - knots[k - 1]));
+}
+
 // Claimed hit probability to real one (csist.solvers.offgrid.calibrated).
 function calibrated(score, curve, least) {
   const logit = (p) => { const q = Math.min(1 - least, Math.max(least, p)); return Math.log(q / (1 - q)); };
-  const [claimed, real] = curve.map((part) => [least, ...part, 1 - least].map(logit)), t = logit(score);
-  let k = 0;
-  while (k < claimed.length - 2 && t >= claimed[k + 1]) k++;
-  const value = real[k] + (Math.min(t, claimed[k + 1]) - claimed[k]) * ((real[k + 1] - real[k]) / (claimed[k + 1] - claimed[k]));
-  return 1 / (1 + Math.exp(-value));
+  const [claimed, real] = curve.map((part) => [least, ...part, 1 - least].map(logit));
+  return 1 / (1 + Math.exp(-interpolate(logit(score), claimed, real)));
+}
+
+// Claimed standard deviation to real one (csist.solvers.offgrid.widened).
+function widened(sigma, [claimed, real], least) {
+  const logarithm = Math.log(Math.max(sigma, least)), ratios = real.map((width, k) => Math.log(width) - Math.log(claimed[k]));
+  return Math.exp(logarithm + interpolate(logarithm, claimed.map(Math.log), ratios));
 }
 
 // ---- the solver ----------------------------------------------------------------------------------------------------------------------------------
@@ -103,11 +115,11 @@ function calibrated(score, curve, least) {
 // A solver for one tier and one assumed PSF width [px]; frames are size x size, row-major, of a sensor whose largest level is fullScale.
 function createSolver(settings, { tier, sigma, size, fullScale }) {
   const {
-    ITERATIONS, RELATIVE_TOLERANCE, LONGEST_STEP, HINGE, RIDGE, HOPELESS, MOST_MODES, MERGE, RELEVANT, MISFIT, BELIEVED, PILOT, PROMISING, CERTAIN, ALONE,
-    BRACKET, STEP_OUT, SHRINK, HISTORY, SLOPE, WALL, REFRESH, FREE, MAX_TARGETS,
+    ITERATIONS, RELATIVE_TOLERANCE, LONGEST_STEP, HINGE, RIDGE, HOPELESS, MOST_MODES, MERGE, CAUGHT, RELEVANT, MISFIT, BELIEVED, PROMISING, CERTAIN, ALONE,
+    BRACKET, STEP_OUT, SHRINK, HISTORY, SLOPE, WALL, SETTLED, REFRESH, FREE, MAX_TARGETS,
   } = settings.constants;
   const { starts, prior, logPrior, thresholds, noise, margin, nodesPerSigma, faint, stray, least } = settings;
-  const { effort, calibration } = settings.tiers[tier];
+  const { effort, calibration, deviations } = settings.tiers[tier];
   const STRIDE = 3 * MAX_TARGETS, fround = Math.fround, { uniform, whole, seed } = randomStream(settings.stream);
   const side = windowSide(sigma, size), reach = (side - 1) / 2, pixels = side * side;
   const region = { low: -0.5, high: 0.5, dim: prior.intensity[0], bright: prior.intensity[1], distance: prior.distance };
@@ -125,7 +137,8 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   const coarse = Float32Array.from(value);
 
   // Scratch, as in the kernels' Work.
-  const row = new Float64Array(MAX_TARGETS * side), rowSlope = row.slice(), column = row.slice(), columnSlope = row.slice();
+  const row = new Float64Array(MAX_TARGETS * side), light = row.slice(), rowSlope = row.slice(), column = row.slice(), columnSlope = row.slice();
+  const residual = new Float64Array(pixels);
   const brightRow = new Float32Array(MAX_TARGETS * side), coarseColumn = brightRow.slice();
   const matrix = new Float64Array(STRIDE * STRIDE), factor = new Float64Array(STRIDE * STRIDE), history = new Float64Array(HISTORY * STRIDE);
   const jacobian = new Float64Array(STRIDE), gradient = new Float64Array(STRIDE), step = new Float64Array(STRIDE), trial = new Float64Array(STRIDE);
@@ -138,8 +151,17 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     for (let j = 0, p = node * side, q = k * side; j < side; j++, p++, q++) profile[q] = table[p] + right * (table[p + side] - table[p]);
   }
 
-  // Coarse profiles of all targets in float32, the rows' times the intensity.
-  function readBright(theta, number) {
+  // Profiles of all targets, and the rows' times the intensity.
+  function readLight(theta, number) {
+    for (let k = 0; k < number; k++) {
+      readProfile(value, theta[3 * k], row, k);
+      readProfile(value, theta[3 * k + 1], column, k);
+      for (let i = k * side; i < (k + 1) * side; i++) light[i] = theta[3 * k + 2] * row[i];
+    }
+  }
+
+  // The same in float32, for the sampler. Sum and product are rounded together, here as in the sums over targets, as processors do it.
+  function readCoarse(theta, number) {
     for (let k = 0; k < number; k++) {
       for (let axis = 0; axis < 2; axis++) {
         const t = Math.min(Math.max((theta[3 * k + axis] - first) * perPixel, 0), lastNode), node = Math.floor(t), right = fround(t - node);
@@ -156,19 +178,18 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
 
   // ---- least squares
 
+  // Leaves profiles and residuals for the normal equations.
   function objective(theta, number, evidence) {
-    const { level, weight, clipped, perLevel } = evidence;
+    const { level, weight, ceiling, perLevel } = evidence;
     let total = 0;
-    for (let k = 0; k < number; k++) {
-      readProfile(value, theta[3 * k], row, k);
-      readProfile(value, theta[3 * k + 1], column, k);
-    }
+    readLight(theta, number);
     for (let i = 0, q = 0; i < side; i++)
       for (let j = 0; j < side; j++, q++) {
         let m = 0;
-        for (let k = 0; k < number; k++) m += theta[3 * k + 2] * row[k * side + i] * column[k * side + j];
-        const r = (m - level[q]) * weight[q];
-        if (!(clipped[q] > 0 && r > 0)) total += r * r;
+        for (let k = 0; k < number; k++) m += light[k * side + i] * column[k * side + j];
+        const r = Math.min((m - level[q]) * weight[q], ceiling[q]);
+        residual[q] = r;
+        total += r * r;
       }
     total *= perLevel * perLevel;
     for (let k = 0; k < number; k++) {
@@ -176,44 +197,38 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       const ex = beyond(theta[3 * k], region.low, region.high) / HINGE, ey = beyond(theta[3 * k + 1], region.low, region.high) / HINGE;
       total += d * d + ex * ex + ey * ey;
       for (let other = 0; other < k; other++) {
-        const e = (region.distance - Math.sqrt(squaredDistance(theta, k, theta, other))) / HINGE;
-        if (e > 0) total += e * e;
+        const squared = squaredDistance(theta, k, theta, other);
+        if (squared < region.distance * region.distance) total += ((region.distance - Math.sqrt(squared)) / HINGE) ** 2;
       }
     }
     return total;
   }
 
-  // Information J^T J (its lower triangle) and gradient J^T r of the objective.
-  function normalEquations(theta, number, evidence) {
-    const { level, weight, clipped, perLevel } = evidence, n = 3 * number;
+  // Upper half of the information J^T J, and gradient J^T r, of the objective, which was taken last at the same theta.
+  function normalEquations(theta, number, { ceiling, perLevel }) {
+    const n = 3 * number;
     for (let a = 0; a < n; a++) {
       gradient[a] = 0;
-      for (let b = 0; b <= a; b++) matrix[a * STRIDE + b] = 0;
+      for (let b = a; b < n; b++) matrix[a * STRIDE + b] = 0;
     }
     for (let k = 0; k < number; k++) {
-      readProfile(value, theta[3 * k], row, k);
       readProfile(slope, theta[3 * k], rowSlope, k);
-      readProfile(value, theta[3 * k + 1], column, k);
       readProfile(slope, theta[3 * k + 1], columnSlope, k);
     }
     for (let i = 0, q = 0; i < side; i++)
       for (let j = 0; j < side; j++, q++) {
-        if (weight[q] === 0) continue;
-        let m = 0;
+        if (residual[q] >= ceiling[q]) continue;
         for (let k = 0; k < number; k++) {
-          const r = k * side + i, c = k * side + j, g = theta[3 * k + 2] * perLevel, unit = row[r] * column[c];
-          m += theta[3 * k + 2] * unit;
-          jacobian[3 * k] = g * rowSlope[r] * column[c];
-          jacobian[3 * k + 1] = g * row[r] * columnSlope[c];
-          jacobian[3 * k + 2] = unit * perLevel;
+          const r = k * side + i, c = k * side + j, scaled = column[c] * perLevel;
+          jacobian[3 * k] = theta[3 * k + 2] * rowSlope[r] * scaled;
+          jacobian[3 * k + 1] = light[r] * columnSlope[c] * perLevel;
+          jacobian[3 * k + 2] = row[r] * scaled;
         }
-        let r = m - level[q];
-        if (clipped[q] > 0 && r > 0) continue;
-        r *= perLevel;
+        const misfit = residual[q] * perLevel;
         for (let a = 0; a < n; a++) {
           const s = jacobian[a];
-          gradient[a] += s * r;
-          for (let b = 0, p = a * STRIDE; b <= a; b++, p++) matrix[p] += s * jacobian[b];
+          gradient[a] += s * misfit;
+          for (let b = a, p = a * STRIDE + a; b < n; b++, p++) matrix[p] += s * jacobian[b];
         }
       }
     addPrior(theta, number);
@@ -242,44 +257,62 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
             const v = (theta[q + axis2] - theta[p + axis2]) / d / HINGE;
             matrix[(p + axis) * STRIDE + p + axis2] += u * v;
             matrix[(q + axis) * STRIDE + q + axis2] += u * v;
-            matrix[(p + axis) * STRIDE + q + axis2] -= u * v;
+            matrix[(q + axis) * STRIDE + p + axis2] -= u * v;
           }
         }
       }
     }
   }
 
-  // Lower factor of matrix + damping * its diagonal, left in `factor`; false if that is not positive definite.
+  // Upper factor U of matrix + damping * its diagonal = U^T U, left in `factor` with reciprocals on its diagonal; false if that is not positive definite.
   function cholesky(n, damping) {
-    for (let i = 0; i < n; i++)
-      for (let j = 0; j <= i; j++) {
-        let s = matrix[i * STRIDE + j];
-        if (i === j) s = s * (1 + damping) + 1e-9;
-        for (let k = 0, p = i * STRIDE, q = j * STRIDE; k < j; k++, p++, q++) s -= factor[p] * factor[q];
-        if (i > j) factor[i * STRIDE + j] = s / factor[j * STRIDE + j];
-        else if (s > 0) factor[i * STRIDE + i] = Math.sqrt(s);
-        else return false;
+    for (let i = 0; i < n; i++) {
+      for (let p = i * STRIDE + i; p < i * STRIDE + n; p++) factor[p] = matrix[p];
+      factor[i * STRIDE + i] = matrix[i * STRIDE + i] * (1 + damping) + 1e-9;
+    }
+    for (let i = 0; i < n; i++) {
+      const own = i * STRIDE;
+      if (!(factor[own + i] > 0)) return false;
+      const scale = 1 / Math.sqrt(factor[own + i]);
+      factor[own + i] = scale;
+      for (let j = i + 1; j < n; j++) factor[own + j] *= scale;
+      for (let j = i + 1; j < n; j++) {
+        const s = factor[own + j];
+        for (let k = j, p = j * STRIDE + j; k < n; k++, p++) factor[p] -= s * factor[own + k];
       }
+    }
     return true;
   }
 
+  // x <- U^-T x
   function solveLower(n, x) {
     for (let i = 0; i < n; i++) {
-      let s = x[i];
-      for (let k = 0; k < i; k++) s -= factor[i * STRIDE + k] * x[k];
-      x[i] = s / factor[i * STRIDE + i];
+      x[i] *= factor[i * STRIDE + i];
+      for (let k = i + 1; k < n; k++) x[k] -= factor[i * STRIDE + k] * x[i];
     }
   }
 
+  // x <- U^-1 x
   function solveUpper(n, x) {
     for (let i = n - 1; i >= 0; i--) {
-      x[i] /= factor[i * STRIDE + i];
-      for (let k = 0; k < i; k++) x[k] -= factor[i * STRIDE + k] * x[i];
+      let s = x[i];
+      for (let k = i + 1; k < n; k++) s -= factor[i * STRIDE + k] * x[k];
+      x[i] = s * factor[i * STRIDE + i];
     }
   }
 
-  // Levenberg-Marquardt in place; returns the objective. Gives up a start whose pace cannot bring it to `goal`.
-  function fit(theta, number, evidence, goal) {
+  // Whether every target of one answer lies within `within` (city block) of a target of the other.
+  function sameMode(theta, other, number, within) {
+    for (let k = 0; k < number; k++) {
+      let nearest = FREE;
+      for (let j = 0; j < number; j++) nearest = Math.min(nearest, Math.abs(theta[3 * k] - other[3 * j]) + Math.abs(theta[3 * k + 1] - other[3 * j + 1]));
+      if (nearest > within) return false;
+    }
+    return true;
+  }
+
+  // Levenberg-Marquardt in place; returns the objective. Gives up a start whose pace cannot bring it to `goal`; FREE if it comes to a known mode.
+  function fit(theta, number, evidence, goal, known) {
     const n = 3 * number;
     let damping = 1e-2, stale = true, cost = objective(theta, number, evidence);
     for (let round = 0; round < ITERATIONS; round++) {
@@ -308,11 +341,13 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       damping = Math.max(0.3 * damping, 1e-9);
       for (let a = 0; a < n; a++) theta[a] = trial[a];
       if (gain < RELATIVE_TOLERANCE * (1 + cost) || cost - goal > HOPELESS * gain) break;
+      for (const mode of known) if (sameMode(theta, mode.theta, number, CAUGHT)) return FREE;
     }
     return cost;
   }
 
   function localShape(theta, number, evidence) {
+    objective(theta, number, evidence);
     normalEquations(theta, number, evidence);
     for (let k = 0; k < number; k++) for (let a = 3 * k; a < 3 * k + 2; a++) matrix[a * STRIDE + a] += RIDGE;
     return cholesky(3 * number, 0);
@@ -320,13 +355,13 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
 
   function logDeterminant(n) {
     let total = 0;
-    for (let a = 0; a < n; a++) total += 2 * Math.log(factor[a * STRIDE + a]);
+    for (let a = 0; a < n; a++) total -= 2 * Math.log(factor[a * STRIDE + a]);
     return total;
   }
 
-  // Diagonal of (L L^T)^-1, left in `variance`, and its entries between x and y of each target, left in `covariance`.
+  // Diagonal of (U^T U)^-1, left in `variance`, and its entries between x and y of each target, left in `covariance`.
   function variances(n) {
-    const before = trial; // column of L^-1 of the parameter before
+    const before = trial; // column of U^-T of the parameter before
     for (let a = 0; a < n; a++) {
       for (let b = 0; b < n; b++) step[b] = 0;
       step[a] = 1;
@@ -345,51 +380,50 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   // ---- modes
 
   // Smallest and largest number of targets that the visible light allows.
-  function countRange({ level, weight, clipped }) {
-    let light = 0, complete = true;
+  function countRange({ level, weight, ceiling }) {
+    let seen = 0, complete = true;
     for (let q = 0; q < pixels; q++) {
-      light += level[q] * weight[q];
-      if (weight[q] === 0 || clipped[q] > 0) complete = false;
+      seen += level[q] * weight[q];
+      if (ceiling[q] === 0) complete = false;
     }
-    const slack = 5 * side * noise + 0.001 * light;
-    const fewest = Math.min(Math.max(prior.fewest, Math.ceil((light - slack) / region.bright)), prior.most);
+    const slack = 5 * side * noise + 0.001 * seen;
+    const fewest = Math.min(Math.max(prior.fewest, Math.ceil((seen - slack) / region.bright)), prior.most);
     if (!complete || !(region.dim > 0)) return [fewest, prior.most];
-    return [fewest, Math.min(Math.max(fewest, Math.trunc((light + slack) / region.dim)), prior.most)];
+    return [fewest, Math.min(Math.max(fewest, Math.trunc((seen + slack) / region.dim)), prior.most)];
   }
 
-  function sameMode(theta, other, number) {
-    for (let k = 0; k < number; k++) {
-      let nearest = FREE;
-      for (let j = 0; j < number; j++) nearest = Math.min(nearest, Math.abs(theta[3 * k] - other[3 * j]) + Math.abs(theta[3 * k + 1] - other[3 * j + 1]));
-      if (nearest > MERGE) return false;
-    }
-    return true;
+  // Enter a minimum into the list of distinct modes.
+  function addMode(theta, number, cost, modes) {
+    const known = modes.find((mode) => mode.number === number && sameMode(theta, mode.theta, number, MERGE));
+    if (known && cost < known.cost) Object.assign(known, { theta, cost });
+    if (!known && modes.length < MOST_MODES) modes.push({ theta, number, cost });
   }
 
   // Levenberg-Marquardt from every start and count; distinct modes { theta, number, cost } and the best objective.
   function findModes(evidence) {
-    const modes = [], [fewest, most] = countRange(evidence);
+    const modes = [], [fewest, most] = countRange(evidence), bestOfCount = new Float64Array(MAX_TARGETS + 1).fill(FREE), fits = MISFIT * pixels;
     let best = FREE, explained = 0;
-    for (let number = fewest; number <= most; number++) {
-      if (explained > 0 && number > explained + 2) break;
-      const begin = modes.length, tries = number === 1 ? 1 : number === 2 ? Math.min(effort.starts, 12) : effort.starts;
-      let bestHere = FREE;
-      for (let start = 0; start < tries; start++) {
-        if (start === PILOT && bestHere > best + PROMISING) break;
-        const theta = new Float64Array(STRIDE);
-        theta.set(starts[number][start]);
-        const cost = fit(theta, number, evidence, best + RELEVANT);
-        bestHere = Math.min(bestHere, cost);
-        if (cost > best + RELEVANT) continue;
-        best = Math.min(best, cost);
-        let known = begin;
-        while (known < modes.length && !sameMode(theta, modes[known].theta, number)) known++;
-        if (known === modes.length) {
-          if (known < MOST_MODES) modes.push({ theta, number, cost });
-        } else if (cost < modes[known].cost) modes[known] = { theta, number, cost };
+    for (let attempt = 0; attempt < 2 && explained === 0; attempt++) // the second one, with the other starts, only if none of the pilots explains the frame
+      for (let number = fewest; number <= most; number++) {
+        if (explained > 0 && number > explained + 2) break;
+        const begin = modes.length, tries = number === 1 ? 1 : number === 2 ? Math.min(effort.starts, 12) : effort.starts;
+        let again = 0;
+        for (let start = attempt * effort.pilot; start < tries; start++) {
+          if (start >= effort.pilot && bestOfCount[number] > (attempt ? best : Math.max(best, fits)) + PROMISING) break;
+          const before = modes.length, theta = new Float64Array(STRIDE);
+          if (before > begin && again >= effort.agreed * (before - begin)) break;
+          theta.set(starts[number][start]);
+          const cost = fit(theta, number, evidence, best + RELEVANT, modes.slice(begin));
+          bestOfCount[number] = Math.min(bestOfCount[number], cost);
+          if (cost <= best + RELEVANT) {
+            best = Math.min(best, cost);
+            addMode(theta, number, cost, modes);
+            again += modes.length === before;
+          }
+          again += cost === FREE;
+        }
+        if (explained === 0 && best < fits) explained = number;
       }
-      if (explained === 0 && best < MISFIT * pixels) explained = number;
-    }
     return { modes, best };
   }
 
@@ -417,9 +451,9 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     return worst;
   }
 
-  // Largest violation of low <= m <= high, in float32; not finished once it is above `cap`. Sum and product are rounded together, as processors do it.
+  // Largest violation of low <= m <= high, in float32; not finished once it is above `cap`.
   function boxExcess(theta, number, { low, high }, cap) {
-    readBright(theta, number);
+    readCoarse(theta, number);
     let worst = 0;
     for (let i = 0, q = 0; i < side; i++) {
       for (let j = 0; j < side; j++, q++) {
@@ -427,20 +461,20 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
         for (let k = 0; k < number; k++) m = fround(m + brightRow[k * side + i] * coarseColumn[k * side + j]);
         worst = Math.max(worst, fround(m - high[q]), fround(low[q] - m));
       }
-      if (worst > cap) break;
+      if (worst > fround(cap)) break;
     }
     return worst;
   }
 
-  function chiSquared(theta, number, { level, weight, clipped, perLevel }) {
-    readBright(theta, number);
+  function chiSquared(theta, number, { level, weight, ceiling, perLevel }) {
+    readCoarse(theta, number);
     let total = 0;
     for (let i = 0, q = 0; i < side; i++)
       for (let j = 0; j < side; j++, q++) {
         let m = 0;
         for (let k = 0; k < number; k++) m = fround(m + brightRow[k * side + i] * coarseColumn[k * side + j]);
-        const r = (m - level[q]) * weight[q];
-        if (!(clipped[q] > 0 && r > 0)) total += r * r;
+        const r = Math.min((m - level[q]) * weight[q], ceiling[q]);
+        total += r * r;
       }
     return total * perLevel * perLevel;
   }
@@ -511,7 +545,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       for (let b = 0; b <= a; b++) {
         let s = a === b ? 1e-10 : 0;
         for (const state of states) s += ((state[a] - mean[a]) * (state[b] - mean[b])) / (states.length - 1);
-        matrix[a * STRIDE + b] = s;
+        matrix[b * STRIDE + a] = s;
       }
     if (!cholesky(n, 0)) return -FREE;
     const ellipsoid = half * Math.log(Math.PI) - logGammaOfHalf(n + 2) + half * Math.log(n + 2);
@@ -526,8 +560,8 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     }
   }
 
-  // Chains from the best modes: weighted states { theta, number, weight }, none if no mode is in the box.
-  function sampleModes(evidence, modes, order, laplace) {
+  // Chains from the best modes, their lengths in proportion to `load`: weighted states { theta, number, weight }, none if no mode is in the box.
+  function sampleModes(evidence, modes, order, laplace, load) {
     const used = Math.min(order.length, effort.modes), room = effort.kept + 20 * effort.modes, groups = [];
     let total = 0, filled = 0, top = -FREE;
     for (let rank = 0; rank < used; rank++) total += Math.exp(0.5 * (laplace[order[rank]] - laplace[order[0]]));
@@ -536,7 +570,7 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
       const share = Math.exp(0.5 * (own - laplace[order[0]])) / total, keep = Math.max(20, Math.trunc(effort.kept * share));
       if (share < 0.01 || filled + keep > room) continue;
       if (!evidence.exact) confine(mode.theta, number);
-      const updates = Math.max(2 * keep, Math.trunc((effort.updates * share * number) / 5)), drawn = Array(keep).fill(null);
+      const updates = Math.max(2 * keep, Math.trunc((load * effort.updates * share * number) / 5)), drawn = Array(keep).fill(null);
       if (runChain(mode.theta.slice(), number, evidence, updates, Math.trunc((effort.burn_in * number) / 5), drawn) > 0.02) continue;
       const logWeight = evidence.exact ? 0.5 * (own + logVolume(drawn, number) - number * Math.log(region.bright - region.dim)) : own;
       top = Math.max(top, logWeight);
@@ -553,20 +587,22 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     return weighted;
   }
 
-  // Order targets like the reference's, exchanging pairs while that lowers the sum of squared distances.
+  // Order targets like the reference's, exchanging pairs while that lowers the sum of squared distances; whether anything changed.
   function align(theta, number, reference) {
+    let moved = false;
     for (let round = 0; round < MAX_TARGETS * MAX_TARGETS; round++) {
       let changed = false;
       for (let k = 0; k < number; k++)
         for (let j = 0; j < k; j++) {
           const now = squaredDistance(theta, k, reference, k) + squaredDistance(theta, j, reference, j);
           if (squaredDistance(theta, k, reference, j) + squaredDistance(theta, j, reference, k) < now - 1e-12) {
-            changed = true;
+            moved = changed = true;
             for (let a = 0; a < 3; a++) [theta[3 * k + a], theta[3 * j + a]] = [theta[3 * j + a], theta[3 * k + a]];
           }
         }
-      if (!changed) return;
+      if (!changed) break;
     }
+    return moved;
   }
 
   // ---- the read-out
@@ -592,37 +628,40 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   function alignToMean(states, number, total) {
     const heaviest = states.filter((s) => s.number === number).reduce((a, b) => (b.weight > a.weight ? b : a));
     let mean = heaviest.theta.slice();
-    for (let round = 0; round < 4; round++) {
+    for (let turn = 0; turn < 4; turn++) {
+      let moved = false;
       const following = new Float64Array(STRIDE);
       for (const state of states) {
         if (state.number !== number) continue;
-        align(state.theta, number, mean);
+        moved = align(state.theta, number, mean) || moved;
         for (let a = 0; a < 3 * number; a++) following[a] += (state.weight / total) * state.theta[a];
       }
       mean = following;
+      if (turn > 0 && !moved) break;
     }
     return mean;
   }
 
   // Move target k of theta to the geometric median of its states, then to that of the states within reach (Weiszfeld's iteration).
   function settle(states, k, number, reachOf, theta) {
-    for (let turn = 0; turn < 20; turn++) {
-      let x = 0, y = 0, norm = 0;
-      for (const state of states) {
-        if (state.number !== number) continue;
-        const d = Math.sqrt(squaredDistance(state.theta, k, theta, k));
-        if (turn < 8 || d < reachOf) {
-          const w = state.weight / Math.max(d, 0.02);
+    for (const within of [FREE, reachOf])
+      for (let turn = 0; turn < 10; turn++) {
+        let x = 0, y = 0, norm = 0;
+        for (const state of states) {
+          if (state.number !== number) continue;
+          const d = squaredDistance(state.theta, k, theta, k);
+          if (d >= within * within) continue;
+          const w = state.weight / Math.sqrt(Math.max(d, 4e-4));
           x += w * state.theta[3 * k];
           y += w * state.theta[3 * k + 1];
           norm += w;
         }
-      }
-      if (norm > 0) {
+        if (norm === 0) break;
+        const move = Math.abs(x / norm - theta[3 * k]) + Math.abs(y / norm - theta[3 * k + 1]);
         theta[3 * k] = x / norm;
         theta[3 * k + 1] = y / norm;
+        if (move < SETTLED) break;
       }
-    }
   }
 
   // Positions, errors and hit probabilities of the likeliest count.
@@ -646,6 +685,9 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     }
     return { theta, number, errors, shares, states };
   }
+
+  // Whether part of the window lies beyond the frame.
+  const isCut = ({ weight }) => [0, side - 1, pixels - side, pixels - 1].some((corner) => weight[corner] === 0);
 
   const softened = (evidence, trust) => ({ ...evidence, perLevel: evidence.perLevel * trust, exact: false, wall: WALL });
 
@@ -672,8 +714,10 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     const spread = Math.max(...answer.errors.map(({ xx, yy }) => xx + yy));
     if (misfit <= 1 && spread < CERTAIN ** 2 && second < top - ALONE) return answer;
     const order = laplace.map((_, k) => k).sort((a, b) => laplace[b] - laplace[a]);
-    let states = sampleModes(evidence, modes, order, laplace);
-    if (!states.length && evidence.exact) states = sampleModes(softened(evidence, 1 / Math.sqrt(Math.max(1, best / pixels))), modes, order, laplace);
+    let load = second < top - ALONE ? Math.min(1, Math.sqrt(spread) / effort.sharp) : 1;
+    if (isCut(evidence)) load *= effort.cut;
+    let states = sampleModes(evidence, modes, order, laplace, load);
+    if (!states.length && evidence.exact) states = sampleModes(softened(evidence, 1 / Math.sqrt(Math.max(1, best / pixels))), modes, order, laplace, load);
     if (states.length) Object.assign(answer, summarise(states));
     for (const error of answer.errors) error.score *= Math.min(1, BELIEVED / misfit);
     return answer;
@@ -684,17 +728,17 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   // What the sensor says about the window's pixels, and its random seed (_Clusters in csist.solvers.offgrid).
   function readWindow(frame, cell) {
     const lanes = 8 * Math.ceil(side / 8), padded = [new Float64Array(side * lanes), new Float64Array(side * lanes)];
-    const [level, weight, clipped] = [0, 0, 0].map(() => new Float64Array(pixels)), low = new Float32Array(pixels), high = new Float32Array(pixels);
+    const [level, weight, ceiling] = [0, 0, 0].map(() => new Float64Array(pixels)), low = new Float32Array(pixels), high = new Float32Array(pixels);
     for (let i = 0, q = 0; i < side; i++)
       for (let j = 0; j < side; j++, q++) {
         const r = cell[0] - reach + i, c = cell[1] - reach + j, measured = r >= 0 && c >= 0 && r < size && c < size;
         weight[q] = padded[1][i * lanes + j] = +measured;
         level[q] = padded[0][i * lanes + j] = measured ? frame[r * size + c] : 0;
-        clipped[q] = +(measured && level[q] >= fullScale);
+        ceiling[q] = measured && level[q] < fullScale ? FREE : 0;
         low[q] = measured && level[q] > 0 ? level[q] - 0.5 : -FREE;
-        high[q] = measured && !clipped[q] ? level[q] + 0.5 : FREE;
+        high[q] = ceiling[q] > 0 ? level[q] + 0.5 : FREE;
       }
-    return { level, weight, clipped, low, high, perLevel: 1 / noise, exact: true, wall: 1, seed: crc32(...padded) };
+    return { level, weight, ceiling, low, high, perLevel: 1 / noise, exact: true, wall: 1, seed: crc32(...padded) };
   }
 
   // Answer to a frame, brightest target first: { cell, targets: [{ x, y, intensity, xx, yy, xy, score }], shares, states }; cell is null in the dark.
@@ -704,9 +748,13 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     const cell = centreOfLight(frame, size, side, peak), evidence = readWindow(frame, cell);
     seed(evidence.seed);
     const { theta, errors, shares, states } = solveFrame(evidence);
-    const targets = errors.map((error, k) => ({
-      ...error, x: theta[3 * k] + cell[0], y: theta[3 * k + 1] + cell[1], intensity: theta[3 * k + 2], score: calibrated(error.score, calibration, least),
-    }));
+    const targets = errors.map(({ xx, yy, xy, score }, k) => {
+      const claimed = [xx, yy].map((v) => Math.max(Math.sqrt(v), least)), [sx, sy] = claimed.map((sigma) => widened(sigma, deviations, least));
+      return {
+        x: theta[3 * k] + cell[0], y: theta[3 * k + 1] + cell[1], intensity: theta[3 * k + 2],
+        xx: sx * sx, yy: sy * sy, xy: (xy / (claimed[0] * claimed[1])) * sx * sy, score: calibrated(score, calibration, least),
+      };
+    });
     targets.sort((a, b) => b.intensity - a.intensity);
     return { cell, targets, shares, states };
   }
@@ -714,4 +762,4 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   return { solve, readWindow, objective, findModes, laplaceWeight };
 }
 
-export default { createSolver, randomStream, calibrated };
+export default { createSolver, randomStream, calibrated, widened };

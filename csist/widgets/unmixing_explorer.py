@@ -42,7 +42,7 @@ def solver_settings() -> dict:
         "prior": {"fewest": prior.counts[0], "most": most, "intensity": list(prior.intensity), "distance": prior.min_distance},
         "logPrior": log_prior[: most + 1].tolist(),
         "starts": [starts[number, :, : 3 * number].tolist() for number in range(most + 1)],
-        "tiers": {tier: {"effort": offgrid.TIERS[tier], "calibration": offgrid.CALIBRATION[tier]} for tier in TIERS},
+        "tiers": {tier: {"effort": offgrid.TIERS[tier], "calibration": offgrid.CALIBRATION[tier], "deviations": offgrid.DEVIATIONS[tier]} for tier in TIERS},
         "thresholds": list(DISTANCE_THRESHOLDS),
         "noise": offgrid.ROUNDING_WIDTH,
         "margin": offgrid.MARGIN,
