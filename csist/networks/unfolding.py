@@ -66,7 +66,7 @@ class UnmixingNetwork(nn.Module):
     """A network from frames (B, 11, 11) in grey levels to sub-pixel images (B, 11c, 11c) of intensities."""
 
     windows = True  # whether it can also be shown windows of a frame
-    global_statistics = False  # whether it weighs features by statistics over the whole image, so that a window's answer is not the frame's
+    global_statistics = False  # whether it knows how far the image reaches, mostly by means over it, so that a window's answer is not the frame's
     batch_size: int | None = None  # the one number of frames it runs on; None: any
     target_weight = 1.0  # weight in the loss of a sub-pixel that holds a target; the others weigh 1
 

@@ -29,7 +29,7 @@ def sample_frame(optics, evidence, region, plan, seed, answer):
     work = new_work(optics)
     work.stream[0] = seed
     modes, numbers, costs = np.zeros((MOST_MODES, SIZE)), np.zeros(MOST_MODES, np.int64), np.zeros(MOST_MODES)
-    found, _ = find_modes(optics, evidence, region, work, plan, modes, numbers, costs)
+    found, _ = find_modes(optics, evidence, region, work, plan, np.zeros((0, SIZE)), np.zeros(0, np.int64), modes, numbers, costs)
     best = np.full(MAX_TARGETS + 1, -FREE)
     for mode in range(found):
         weight = laplace_weight(modes[mode], numbers[mode], costs[mode], optics, evidence, region, work, plan.log_prior)

@@ -8,7 +8,7 @@ boxes of falling size, the largest *violation* of a pixel's interval that they t
 3. When nothing is violated any more, the particles are samples of the posterior, and the product of the shares that survived is the evidence of their number.
 
 No mode can be missed because a search began elsewhere, and no shape is assumed. That costs about a second a frame, a hundred times as long as the chains of
-:func:`csist.solvers.unmix_offgrid`, whose tier "accurate" takes this way on doubtful border frames. What no unmixer can beat is measured with it
+:func:`csist.solvers.offgrid.unmix_offgrid`, whose tier "accurate" takes this way on doubtful border frames. What no unmixer can beat is measured with it
 (``reproduce/attainable.py``).
 """
 from __future__ import annotations
@@ -89,7 +89,7 @@ def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | N
     if len(clusters.frame) != 1:
         raise ValueError(f"sample_posterior: the frame must hold one cluster; found {len(clusters.frame)}. Cut the frame about a cluster, or use unmix_offgrid")
     optics, region, plan, per_level, exact = problem.solver("accurate").args
-    plan = plan._replace(effort=plan.effort._replace(particles=particles))
+    plan = plan._replace(effort=plan.effort._replace(particles=particles, survivors=0.5, moves=1.0))  # medians, whatever the tier does
     region = region._replace(bright=float(problem.bright(clusters)[0]))
     evidence = kernels.Evidence(*(part[0] for part in clusters.evidence()), per_level, exact, 1.0)
     seeds = clusters.hashes() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)

@@ -26,6 +26,8 @@ class Edsr(SuperResolutionNetwork):
     1552197
     """
 
+    global_statistics = True  # of a kind: dark is -127.5 inside, so the zeros beyond a window's border are grey and tell where it was cut
+
     def __init__(self, ratio: int = 3, plane: FocalPlane | None = None, start: bool = True, *, features: int = 64, blocks: int = 16):
         super().__init__(ratio, plane, start)
         check_counts(features=features, blocks=blocks)
