@@ -125,6 +125,10 @@ def test_listing_loads(pages, path):
 @pytest.mark.parametrize("mode", MODES)
 def test_page_fits(visit, mode, width):
     show(visit.page, mode, width)
+    for _ in range(20):  # a page may still be laying itself out anew
+        if not visit.page.evaluate(STICKS_OUT):
+            break
+        visit.page.wait_for_timeout(100)
     assert visit.page.evaluate(STICKS_OUT) == []
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width], "the page is wider than the window"
     assert (visit.outside, visit.failed, visit.errors) == ([], [], [])
