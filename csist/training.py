@@ -273,7 +273,7 @@ class Trainer:
         self.module, self.optimiser = self.engine.prepare(LossModule(self.network, precision), optimiser)
         self.network = self.engine.unwrap_model(self.module).network
         self.averaged = None if run.average is None else copy.deepcopy(self.network).requires_grad_(False)
-        self.step, self.seconds, self.history, self.best = 0, 0.0, [], None
+        self.step, self.seconds, self.cpu_seconds, self.history, self.best = 0, 0.0, 0.0, [], None
         self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=self.engine.device), 0  # since the last validation
         self.interrupted = False  # by SIGTERM or Ctrl-C
 
@@ -295,7 +295,7 @@ class Trainer:
         bar = tqdm(total=self.total, initial=self.step, desc=self.run.name, unit="step", disable=None if progress and self.engine.is_main_process else True)
         handlers = self._catch_signals()
         while self.step < self.total:
-            tick = time.perf_counter()
+            tick, cpu = time.perf_counter(), time.process_time()
             self.loss_sum += self._optimise()
             self.loss_count += 1
             self.step += 1
@@ -307,6 +307,7 @@ class Trainer:
                 self.loss_count = 0
             now = time.perf_counter()
             self.seconds += now - tick
+            self.cpu_seconds += time.process_time() - cpu
             out_of_time = time_budget is not None and now - started >= time_budget
             self.interrupted, out_of_time, due = self._agree(self.interrupted, out_of_time, now - saved >= CHECKPOINT_SECONDS)
             stop = self.interrupted or out_of_time
@@ -420,6 +421,7 @@ class Trainer:
             "data": self.data_hash,
             "step": self.step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "history": self.history,
             "loss": [loss_sum, self.loss_count],
         }
@@ -447,6 +449,7 @@ class Trainer:
             self.averaged.load_state_dict(part("averaged/"))
         self.best = part("best/") or None
         self.step, self.seconds, self.history = header["step"], header["seconds"], header["history"]
+        self.cpu_seconds = header.get("cpu_seconds", self.seconds)  # checkpoints from before it was counted
         self.loss_sum.fill_(header["loss"][0])
         self.loss_count = header["loss"][1]
         restore_optimiser(self.optimiser, part)
@@ -513,6 +516,7 @@ def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
         "precision": trainer.precision,
         "processes": trainer.engine.num_processes,
         "hours": trainer.seconds / 3600,
+        "cpu_hours": trainer.cpu_seconds / 3600,
         "history": trainer.history,
         "selected": trainer.history[best],
         "test": score_weights(weights / f"{run.name}.safetensors", run.test_size, device=str(trainer.engine.device)),
