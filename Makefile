@@ -43,8 +43,8 @@ pdf: $(READY) results   ## print the whole book into book/_build/pdf/csist.pdf; 
 	$(BIN)/python book/print_pdf.py book/_build/singlehtml/index.html book/_build/pdf/csist.pdf
 	@echo "Open $(CURDIR)/book/_build/pdf/csist.pdf"
 
-test: $(READY)  ## run the tests, all set-up included
-	$(BIN)/python -m pytest
+test: $(READY)  ## run the tests on all processors, all set-up included
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(READY)  ## check the style
 	$(BIN)/ruff check .

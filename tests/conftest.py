@@ -1,11 +1,13 @@
 """What all tests share: modest use of the machine, and small pieces of the training data."""
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-# Small tensors gain nothing from more threads, and other test processes may share the machine.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Small tensors gain nothing from more threads, and other test processes may share the machine: those of "pytest -n" do.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture

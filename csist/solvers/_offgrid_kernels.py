@@ -173,17 +173,30 @@ class Answer(NamedTuple):
 
 @compiled
 def new_work(optics):
-    """Scratch arrays for a window."""
-    lanes = len(optics.lanes)
-    row, light, row_slope, column, column_slope = np.zeros((5, MAX_TARGETS, lanes))
-    gradient, step, trial, variance, direction = np.zeros((5, SIZE))
-    matrix, factor = np.zeros((2, SIZE, SIZE))
-    bright_row, coarse_column = np.zeros((2, MAX_TARGETS, lanes), np.float32)
-    pixels = len(optics.side) ** 2 + TOGETHER
+    """Scratch arrays for a window, each an array of its own: parts of one larger array would be compiled as strided."""
+    lanes, pixels = len(optics.lanes), len(optics.side) ** 2 + TOGETHER
+    profiles = (MAX_TARGETS, lanes)
     return Work(
-        row, light, row_slope, column, column_slope, np.zeros((len(optics.side), lanes)), np.zeros((pixels, SIZE)), np.zeros(pixels),
-        matrix, gradient, factor, step, trial, variance,
-        bright_row, coarse_column, np.zeros((1, lanes), np.float32), direction, np.zeros((HISTORY, SIZE)), np.zeros(1, np.uint64),
+        row=np.zeros(profiles),
+        light=np.zeros(profiles),
+        row_slope=np.zeros(profiles),
+        column=np.zeros(profiles),
+        column_slope=np.zeros(profiles),
+        residual=np.zeros((len(optics.side), lanes)),
+        jacobian=np.zeros((pixels, SIZE)),
+        misfit=np.zeros(pixels),
+        matrix=np.zeros((SIZE, SIZE)),
+        gradient=np.zeros(SIZE),
+        factor=np.zeros((SIZE, SIZE)),
+        step=np.zeros(SIZE),
+        trial=np.zeros(SIZE),
+        variance=np.zeros(SIZE),
+        bright_row=np.zeros(profiles, np.float32),
+        coarse_column=np.zeros(profiles, np.float32),
+        line=np.zeros((1, lanes), np.float32),
+        direction=np.zeros(SIZE),
+        history=np.zeros((HISTORY, SIZE)),
+        stream=np.zeros(1, np.uint64),
     )
 
 
