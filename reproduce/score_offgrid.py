@@ -27,10 +27,21 @@ import numpy as np  # noqa: E402
 
 from csist.datasets import SPLITS, Frames, csist100k, frames_hash  # noqa: E402
 from csist.evaluation import provenance  # noqa: E402
+from csist.imaging import FocalPlane  # noqa: E402
 from csist.metrics import match_detections, match_pairs, score_frames, score_report  # noqa: E402
 from csist.reporting import read_json  # noqa: E402
 from csist.scenes import Targets  # noqa: E402
-from csist.solvers.offgrid import CALIBRATION, DEVIATIONS, TIERS, Prior, fit_calibration, fit_deviations, unmix_offgrid  # noqa: E402
+from csist.solvers.offgrid import (  # noqa: E402
+    CALIBRATION,
+    DEVIATIONS,
+    TIERS,
+    Prior,
+    fit_calibration,
+    fit_deviations,
+    kind_of,
+    unmix_offgrid,
+    window_side,
+)
 from csist.training import write_json  # noqa: E402
 
 PART = {"fast": 10_000, "standard": 2_500, "accurate": 200}  # frames between two savings
@@ -47,9 +58,10 @@ EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995, 1.0)  # of the claimed prob
 
 def settings_of(tier: str, seed: int) -> dict:
     """What determines the answers besides the code, as JSON values."""
-    curve = lambda curves: [list(part) for part in curves[tier] or ()]
+    curve = lambda pair: [list(part) for part in pair]
     prior = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(Prior()).items()}
-    return {"tier": tier, "effort": dict(TIERS[tier]), "calibration": curve(CALIBRATION), "deviations": curve(DEVIATIONS), "prior": prior, "seed": seed}
+    curves = {"calibration": [curve(pair) for pair in CALIBRATION[tier]], "deviations": curve(DEVIATIONS[tier])}
+    return {"tier": tier, "effort": dict(TIERS[tier]), **curves, "prior": prior, "seed": seed}
 
 
 def calibration(estimate, truth) -> list[dict]:
@@ -93,8 +105,13 @@ def print_knots(tier: str, first: int, size: int | None, threads: int | None) ->
     chosen = slice(first, None if size is None else first + size)
     CALIBRATION[tier] = None
     estimate = unmix_offgrid(data.frames[chosen], tier=tier, threads=threads, progress=True)
-    matches = match_detections(estimate, data.targets[chosen])
-    print(f"{tier}: CALIBRATION {fit_calibration(matches.score, matches.is_hit.mean(axis=0))} from {len(estimate):,} frames")
+    plane, cell = FocalPlane(), estimate.cell
+    reach = window_side(plane, Prior()) // 2
+    kinds = kind_of(estimate.count, ((cell < reach) | (cell + reach >= plane.shape)).any(axis=1))
+    print(f"{tier}: CALIBRATION from {len(estimate):,} frames")
+    for kind in range(6):
+        matches = match_detections(estimate[kinds == kind], data.targets[chosen][kinds == kind])
+        print(f"        {fit_calibration(matches.score, matches.is_hit.mean(axis=0), knots=6)},")
     print(f"{tier}: DEVIATIONS {fit_deviations(*pulls(estimate, data.targets[chosen]))}", flush=True)
 
 

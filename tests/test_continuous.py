@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +282,19 @@ def test_the_stream_is_a_pure_function_of_its_seed_and_keeps_the_rules(stream):
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3  # float32 positions may round the other way
 
 
+def test_the_stream_teaches_other_sensors_and_intensities(stream):
+    windows, truth = stream.batch(0, 256)
+    wide = Stream(seed=3, pool=200, size=256, half_range=45.0).batch(0, 256)[1]
+    assert torch.equal(wide.xy, truth.xy)
+    light = wide.intensity[wide.mask]
+    assert 190 <= light.min() < 200 and 270 < light.max() <= 280
+    noisy, same = Stream(seed=3, pool=200, size=256, read_noise=2.0).batch(0, 256)
+    alike = (same.xy == truth.xy).all((1, 2))  # noise moves a few clusters' light into the next pixel, and the window with it
+    assert alike.float().mean() > 0.9 and torch.equal(same.intensity, truth.intensity)
+    inside = alike[:, None, None] & windows.valid & (windows.level > 20) & (windows.level < 230)  # away from both ends of the scale
+    assert (noisy.level - windows.level)[inside].std() == pytest.approx(math.hypot(2.0, math.sqrt(1 / 12)), rel=0.1)  # rounded anew
+
+
 def test_a_batch_must_divide_the_block(stream):
     with pytest.raises(ValueError, match="divide 256"):
         stream.batch(0, 100)
@@ -389,6 +403,21 @@ def test_the_command_trains_scores_and_keeps_what_is_finished(command, tmp_path,
         assert command.main(call) == 0 and "is finished" in capsys.readouterr().out
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_ablation_changes_one_thing_at_a_time(command, tmp_path):
+    sizes = "--width 16 --depth 0 --samples 256 --cooldown 128 --batch 64 --pool 100 --val-size 30 --epoch 256"
+    call = [*sizes.split(), "--ablate", "--output", str(tmp_path)]
+    threads = torch.get_num_threads()
+    try:
+        assert command.main(call) == 0
+    finally:
+        torch.set_num_threads(threads)
+    variants = json.loads((tmp_path / "results" / "ablation-continuous.json").read_text())["variants"]
+    assert list(variants) == list(command.ABLATIONS) and all(0 <= entry["noisy_cso_map"] <= 1 for entry in variants.values())
+    assert variants["training-noise"]["changes"] == {"read_noise": 2.0} and variants["training-noise"]["samples"] == 256
+    with pytest.raises(ValueError, match="another ablation"):
+        command.main([*call, "--seed", "1"])
 
 
 # ---- files and answers ------------------------------------------------------------------------------------------------

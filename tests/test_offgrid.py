@@ -171,10 +171,28 @@ def test_curves_of_claims_and_deviations_are_found_again():
     claimed = rng.uniform(0.3, 1, 20_000)
     curve = offgrid.fit_calibration(claimed, rng.random(len(claimed)) < claimed**2)
     assert np.abs(offgrid.calibrated(claimed, curve) - claimed**2).max() < 0.06
+    sure = np.where(rng.random(20_000) < 0.5, 1 - 1e-9, claimed)  # half are sure, and mostly right
+    curve = offgrid.fit_calibration(sure, rng.random(len(sure)) < np.where(sure == claimed, claimed**2, 0.999))
+    assert np.abs(offgrid.calibrated([0.5, 0.9, 1 - 1e-9], curve) - [0.25, 0.81, 0.999]).max() < 0.06
+    assert curve[0][-1] == 0.99999 and curve[1][-1] == pytest.approx(0.999, abs=1e-3)
     sigma = 10 ** rng.uniform(-3, -1, 20_000)
     curve = offgrid.fit_deviations(sigma, rng.normal(0, 2 * sigma))
     np.testing.assert_allclose(offgrid.widened(sigma, curve), 2 * sigma, rtol=0.1)
     assert offgrid.widened([0.0], curve)[0] < 1e-5
+
+
+def test_claims_depend_on_the_number_of_targets_and_on_the_border():
+    plane = FocalPlane()
+    rng = np.random.default_rng(4)
+    inside, outside = (random_targets(20, rng, count=(5, 5), cells=np.full((20, 2), cell)) for cell in (5, 0))
+    clusters = offgrid._Clusters(plane.render(outside).astype(float), plane, Prior(), 5)
+    assert clusters.is_cut().all()
+    clusters = offgrid._Clusters(plane.render(inside).astype(float), plane, Prior(), 5)
+    assert not clusters.is_cut().any()
+    for tier, curves in offgrid.CALIBRATION.items():
+        assert len(curves) == 6, tier
+        for claimed, real in curves:
+            assert (np.diff(claimed) > 0).all() and (np.diff(real) > 0).all()
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

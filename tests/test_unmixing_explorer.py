@@ -89,10 +89,14 @@ def test_random_stream_is_that_of_the_kernels(module_page):
 
 
 def test_calibration_is_that_of_the_package(module_page):
+    kinds = module_page.evaluate("[false, true].flatMap(cut => [1, 2, 3, 4, 5, 6].map(n => m.offgrid.kindOf(n, cut)))")
+    assert kinds == offgrid.kind_of([1, 2, 3, 4, 5, 6] * 2, [False] * 6 + [True] * 6).tolist()
     claimed = np.concatenate([np.linspace(0, 1, 301), [1e-7, 1 - 1e-7]])
     for tier in ("fast", "standard"):
-        found = module_page.evaluate("([t, p]) => p.map(v => m.offgrid.calibrated(v, settings.tiers[t].calibration, settings.least))", [tier, claimed.tolist()])
-        np.testing.assert_allclose(found, offgrid.calibrated(claimed, offgrid.CALIBRATION[tier]), rtol=0, atol=1e-12)
+        for kind, curve in enumerate(offgrid.CALIBRATION[tier]):
+            right = "([t, k, p]) => p.map(v => m.offgrid.calibrated(v, settings.tiers[t].calibration[k], settings.least))"
+            found = module_page.evaluate(right, [tier, kind, claimed.tolist()])
+            np.testing.assert_allclose(found, offgrid.calibrated(claimed, curve), rtol=0, atol=1e-12)
         sigma = np.concatenate([np.geomspace(1e-7, 1, 300), offgrid.DEVIATIONS[tier][0]])
         found = module_page.evaluate("([t, s]) => s.map(v => m.offgrid.widened(v, settings.tiers[t].deviations, settings.least))", [tier, sigma.tolist()])
         np.testing.assert_allclose(found, offgrid.widened(sigma, offgrid.DEVIATIONS[tier]), rtol=1e-12)

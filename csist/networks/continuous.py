@@ -45,7 +45,8 @@ CAPACITY = 5  # targets of a frame
 CELLS = 3  # per side of a pixel; the diagonal of one, 0.471 px, is less than the targets' smallest distance
 SIGMA = 0.5  # px; width of the PSF that the network is made for
 FULL_SCALE = 255.0  # grey levels
-INTENSITY, SPREAD = 235.0, 30.0 / math.sqrt(12.0)  # grey levels; mean and standard deviation of a target's flux, uniform in 220..250
+INTENSITY, HALF_RANGE = 235.0, 15.0  # grey levels; a target's flux is uniform in 220..250
+SPREAD = HALF_RANGE / math.sqrt(3.0)  # its standard deviation
 LENGTH = 0.1  # px; the unit of positions inside the network
 ROUNDING = 0.3  # grey levels; standard deviation by which least squares stands for rounding
 CANDIDATES = 3  # patterns from whose answers the posterior is sampled
@@ -425,15 +426,19 @@ POOL_BLOCK, POOL_SEED = 20_000, 11
 class Stream:
     """Windows with their targets, as many as are asked for: block b is a pure function of (seed, b).
 
-    Clusters of five come from a pool of ``pool`` arrangements, turned at random, at any pixel and with fresh intensities; all others are new.
+    Clusters of five come from a pool of ``pool`` arrangements, turned at random, at any pixel and with fresh intensities; all others are new. Intensities
+    are uniform within ``half_range`` [grey levels] of the scenes' mean; ``read_noise`` [grey levels] is the sensor's.
 
     >>> windows, truth = Stream(seed=0, pool=100, size=64).batch(0, 32)
     >>> tuple(windows.level.shape), tuple(truth.xy.shape)
     ((32, 5, 5), (32, 5, 2))
     """
 
-    def __init__(self, seed: int = 0, pool: int = POOL, size: int = STREAM_BLOCK, shares=SHARES, progress: bool = False):
+    def __init__(
+        self, seed: int = 0, pool: int = POOL, size: int = STREAM_BLOCK, shares=SHARES, half_range=HALF_RANGE, read_noise=0.0, progress: bool = False
+    ):
         self.seed, self.size, self.shares = int(seed), int(size), np.asarray(shares) / np.sum(shares)
+        self.half_range, self.plane = float(half_range), FocalPlane(read_noise=read_noise)
         self.pool = five_pool(pool, progress)
         self._block = (-1, None)
 
@@ -450,7 +455,6 @@ class Stream:
 
     def _simulate(self, number: int):
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(31, number)))
-        plane = FocalPlane()
         counts = rng.choice(np.arange(1, CAPACITY + 1), self.size, p=self.shares)
         five = counts == CAPACITY
         scene = random_targets(self.size, rng, count=np.where(five, 1, counts))
@@ -460,8 +464,8 @@ class Stream:
         clusters *= rng.choice([-1.0, 1.0], (len(clusters), 1, 2))
         clusters = np.where(rng.random(len(clusters))[:, None, None] < 0.5, clusters, clusters[..., ::-1])
         xy[five] = cells[five, None] + clusters
-        targets = Targets(xy, rng.uniform(INTENSITY - 15.0, INTENSITY + 15.0, (self.size, CAPACITY)), counts)
-        windows, cell = cut_windows(plane.render(targets))
+        targets = Targets(xy, rng.uniform(INTENSITY - self.half_range, INTENSITY + self.half_range, (self.size, CAPACITY)), counts)
+        windows, cell = cut_windows(self.plane.render(targets, rng))
         mask = targets.mask
         places = np.where(mask[..., None], targets.xy - cell[:, None], 0.0)
         truth = Truth(*(torch.from_numpy(value) for value in (places.astype(np.float32), np.where(mask, targets.intensity, 0.0).astype(np.float32), counts)))
@@ -553,7 +557,7 @@ def candidates(network: ContinuousNetwork, windows: Windows, number: int, shares
 
 def in_range(intensity: torch.Tensor) -> torch.Tensor:
     """Intensities moved into the scenes' range."""
-    return intensity.clamp(INTENSITY - 15.0, INTENSITY + 15.0)
+    return intensity.clamp(INTENSITY - HALF_RANGE, INTENSITY + HALF_RANGE)
 
 
 def unmix_continuous(
@@ -712,6 +716,8 @@ class ContinuousRecipe:
     warmup: int = 25_600  # windows until the rate is reached
     batch: int = 256
     pool: int = POOL  # arrangements of five targets
+    half_range: float = HALF_RANGE  # grey levels; training intensities are uniform within it of the scenes' mean
+    read_noise: float = 0.0  # grey levels, of the training frames' sensor
     val_size: int = 2_000  # validation frames scored after each epoch; the last epoch is kept, for the rate is zero there
     test_size: int | None = None  # None: all 10,000, scored once
     epoch: int = 65_536  # windows between two validations
@@ -752,7 +758,7 @@ class ContinuousTrainer:
 
     def __init__(self, recipe: ContinuousRecipe, path, val, progress: bool = True):
         self.recipe, self.path, self.val, self.progress = recipe, Path(path), val, progress
-        self.stream = Stream(recipe.seed, recipe.pool, progress=progress)
+        self.stream = Stream(recipe.seed, recipe.pool, half_range=recipe.half_range, read_noise=recipe.read_noise, progress=progress)
         self.network = recipe.network()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.rate, betas=(0.9, 0.98), fused=True)
         self.step, self.seconds, self.cpu_seconds, self.history = 0, 0.0, 0.0, []
@@ -821,8 +827,8 @@ class ContinuousTrainer:
         header, part = read_checkpoint(self.path)
         fixed = lambda recipe: {name: value for name, value in recipe.items() if name not in self.changeable}
         steps = np.arange(header["step"])
-        other = fixed(header["recipe"]) != fixed(asdict(self.recipe))
-        if other or not np.allclose(ContinuousRecipe(**header["recipe"]).learning_rate(steps), self.recipe.learning_rate(steps), rtol=1e-4):
+        stored = ContinuousRecipe(**header["recipe"])
+        if fixed(asdict(stored)) != fixed(asdict(self.recipe)) or not np.allclose(stored.learning_rate(steps), self.recipe.learning_rate(steps), rtol=1e-4):
             raise ValueError(f"{self.path} belongs to another recipe, or its rates have been others; delete it to start afresh")
         self.network.load_state_dict(part("network/"))
         self.step, self.seconds, self.cpu_seconds, self.history = (header[name] for name in ("step", "seconds", "cpu_seconds", "history"))

@@ -71,17 +71,25 @@ TIERS = {
 }
 
 # Claimed and real hit probabilities of each tier before they are set right, as `score_offgrid.py --calibrate` measures them: on 8,000 validation frames,
-# of the accurate tier on 400.
+# of the accurate tier on 400, too few to tell the kinds of clusters apart. One curve for each kind (:func:`kind_of`).
 CALIBRATION = {
     "fast": (
-        (0.66395, 0.837, 0.91372, 0.95786, 0.98909, 0.99986, 0.99999),
-        (0.44968, 0.60828, 0.71877, 0.79798, 0.88738, 0.96762, 0.99435),
+        ((0.99866,), (0.99999,)),
+        ((0.96079, 0.99232, 0.99922, 0.99999), (0.8988, 0.95449, 0.98105, 0.99345)),
+        ((0.93247, 0.98691, 0.99999), (0.83038, 0.93429, 0.98103)),
+        ((0.78659, 0.92989, 0.98332, 0.99999), (0.59231, 0.8118, 0.91945, 0.99929)),
+        ((0.64295, 0.80135, 0.8812, 0.92932, 0.97614, 0.99736, 0.99999), (0.42353, 0.57955, 0.65993, 0.74906, 0.86059, 0.91835, 0.9875)),
+        ((0.63448, 0.82144, 0.90821, 0.95343, 0.98569, 0.99893, 0.99999), (0.43119, 0.55283, 0.65889, 0.73017, 0.81548, 0.87608, 0.97529)),
     ),
     "standard": (
-        (0.59842, 0.76766, 0.85607, 0.9112, 0.9568, 0.99022, 0.99993, 0.99999),
-        (0.44532, 0.60072, 0.7027, 0.77615, 0.86096, 0.95438, 0.9964, 0.99923),
+        ((0.9984,), (0.99999,)),
+        ((0.93157, 0.98071, 0.99503, 0.99904, 0.99999), (0.9, 0.94839, 0.97955, 0.99055, 0.99828)),
+        ((0.91723, 0.97201, 0.98836, 0.99699, 0.99946, 0.99999), (0.82821, 0.90536, 0.94252, 0.97482, 0.99149, 0.99431)),
+        ((0.67319, 0.87983, 0.94995, 0.99181, 0.99999), (0.57822, 0.80159, 0.90974, 0.97719, 0.99966)),
+        ((0.60597, 0.7616, 0.83962, 0.89017, 0.94861, 0.99064, 0.99999), (0.42479, 0.61026, 0.69214, 0.76744, 0.84844, 0.96233, 0.99806)),
+        ((0.58383, 0.75153, 0.8523, 0.90876, 0.95683, 0.99168, 0.99999), (0.42014, 0.5693, 0.65565, 0.7122, 0.82466, 0.94701, 0.99243)),
     ),
-    "accurate": ((0.43653, 0.61112, 0.73377, 0.95981, 0.99733, 0.99999), (0.34667, 0.68182, 0.81875, 0.9298, 0.99098, 0.99999)),
+    "accurate": (((0.43653, 0.61112, 0.73377, 0.95981, 0.99733, 0.99999), (0.34667, 0.68182, 0.81875, 0.9298, 0.99098, 0.99999)),) * 6,
 }
 
 
@@ -235,7 +243,9 @@ def unmix_offgrid(
     given = _given(starts or (), clusters, len(frames))
     _in_threads(problem.solver(tier), [*clusters.evidence(), problem.bright(clusters), seeds, *given, *answers.arrays], threads, progress)
     if CALIBRATION[tier]:
-        answers.score[:] = calibrated(answers.score, CALIBRATION[tier])
+        for kind, curve in enumerate(CALIBRATION[tier]):
+            alike = kind_of(answers.count, clusters.is_cut()) == kind
+            answers.score[alike] = calibrated(answers.score[alike], curve)
         answers.deviation[:] = widened(answers.deviation, DEVIATIONS[tier])
     return _as_targets(answers, clusters, len(frames))
 
@@ -303,7 +313,8 @@ def polish(
 def calibrated(score, curve) -> np.ndarray:
     """Map claimed hit probabilities to real ones along a rising curve of knots, linearly between logits; keeps their order.
 
-    Chains too short for their posterior claim too much, by an amount that only depends on the tier. Its curve is measured on validation frames.
+    Chains too short for their posterior claim too much, by an amount that depends on the tier and on the cluster (:func:`kind_of`). The curves are measured
+    on validation frames.
 
     >>> calibrated([0.9, 0.99], ((0.5, 0.9), (0.4, 0.8))).round(2).tolist()
     [0.8, 0.98]
@@ -312,19 +323,32 @@ def calibrated(score, curve) -> np.ndarray:
     return 1 / (1 + np.exp(-np.interp(_logit(score), claimed, real)))
 
 
+def kind_of(count, is_cut) -> np.ndarray:
+    """Which curve of CALIBRATION sets the claims about clusters right: by number of targets, and whether the frame cuts light off.
+
+    Five targets have more valleys to miss than three, and a border hides what would tell them apart.
+
+    >>> kind_of([1, 3, 4, 5, 5], [False, False, False, False, True]).tolist()
+    [0, 0, 1, 2, 5]
+    """
+    return np.clip(count, 3, 5) - 3 + 3 * np.asarray(is_cut, dtype=np.int64)
+
+
 def fit_calibration(score, hit, knots: int = 8) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Knots of :func:`calibrated`'s curve from claimed probabilities (m,) and whether they were hits (m,), 0 .. 1: means of groups in order of claim.
 
     >>> fit_calibration([0.5] * 10 + [0.9] * 10, [0.3] * 10 + [0.8] * 10, knots=2)  # 6 of the doubtful, then all others
     ((0.5, 0.78571), (0.3, 0.65714))
     """
+    surest = 1 - 10 * LEAST
     order = np.argsort(score, kind="stable")
-    # Groups of equal claimed misses rather than of equal size: the surest answers are many and tell little.
-    misses = np.cumsum(1.02 - np.asarray(score, dtype=np.float64)[order])
-    groups = np.minimum((misses / misses[-1] * knots).astype(np.int64), knots - 1)
-    weight = np.maximum(np.bincount(groups, minlength=knots), 1)
-    means = (np.bincount(groups, np.asarray(values, dtype=np.float64)[order], knots) / weight for values in (score, hit))
-    claimed, real = (np.maximum.accumulate(np.clip(mean, 10 * LEAST, 1 - 10 * LEAST)) for mean in means)
+    score, hit = (np.asarray(values, dtype=np.float64)[order] for values in (score, hit))
+    # Groups of equal claimed misses rather than of equal size: the surest answers are many and tell little. Claims at the upper end are one group more.
+    misses = np.cumsum(1.02 - score)
+    groups = np.where(score >= surest, knots, np.minimum((misses / misses[-1] * knots).astype(np.int64), knots - 1))
+    _, groups, weight = np.unique(groups, return_inverse=True, return_counts=True)
+    means = (np.bincount(groups, values) / weight for values in (score, hit))
+    claimed, real = (np.maximum.accumulate(np.clip(mean, 10 * LEAST, surest)) for mean in means)
     rising = np.flatnonzero(np.diff(claimed, prepend=0) * np.diff(real, prepend=0) > 0)
     return tuple(claimed[rising].round(5).tolist()), tuple(real[rising].round(5).tolist())
 
@@ -614,6 +638,11 @@ class _Clusters:
         self.level[..., :side] = np.pad(frames, padding)[window]
         self.level *= self.weight
         self.light = self.level.sum((1, 2))
+
+    def is_cut(self) -> np.ndarray:
+        """Whether the window reaches beyond the frame, (m,)."""
+        reach = self.level.shape[1] // 2
+        return ((self.cell < reach) | (self.cell + reach >= self.plane.shape)).any(1)
 
     def hashes(self) -> np.ndarray:
         """A number for each cluster (m,) that its random stream is made of: the same for the same window."""

@@ -104,6 +104,11 @@ function calibrated(score, curve, least) {
   return 1 / (1 + Math.exp(-interpolate(logit(score), claimed, real)));
 }
 
+// Which calibration curve is a cluster's (csist.solvers.offgrid.kind_of).
+function kindOf(count, isCut) {
+  return Math.min(5, Math.max(3, count)) - 3 + 3 * isCut;
+}
+
 // Claimed standard deviation to real one (csist.solvers.offgrid.widened).
 function widened(sigma, [claimed, real], least) {
   const logarithm = Math.log(Math.max(sigma, least)), ratios = real.map((width, k) => Math.log(width) - Math.log(claimed[k]));
@@ -747,12 +752,12 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
     if (light <= Math.max(faint * region.dim, stray * light)) return { cell: null, targets: [], shares: countShares([]), states: [] };
     const cell = centreOfLight(frame, size, side, peak), evidence = readWindow(frame, cell);
     seed(evidence.seed);
-    const { theta, errors, shares, states } = solveFrame(evidence);
+    const { theta, errors, shares, states } = solveFrame(evidence), curve = calibration[kindOf(errors.length, isCut(evidence))];
     const targets = errors.map(({ xx, yy, xy, score }, k) => {
       const claimed = [xx, yy].map((v) => Math.max(Math.sqrt(v), least)), [sx, sy] = claimed.map((sigma) => widened(sigma, deviations, least));
       return {
         x: theta[3 * k] + cell[0], y: theta[3 * k + 1] + cell[1], intensity: theta[3 * k + 2],
-        xx: sx * sx, yy: sy * sy, xy: (xy / (claimed[0] * claimed[1])) * sx * sy, score: calibrated(score, calibration, least),
+        xx: sx * sx, yy: sy * sy, xy: (xy / (claimed[0] * claimed[1])) * sx * sy, score: calibrated(score, curve, least),
       };
     });
     targets.sort((a, b) => b.intensity - a.intensity);
@@ -762,4 +767,4 @@ function createSolver(settings, { tier, sigma, size, fullScale }) {
   return { solve, readWindow, objective, findModes, laplaceWeight };
 }
 
-export default { createSolver, randomStream, calibrated, widened };
+export default { createSolver, randomStream, calibrated, kindOf, widened };
