@@ -118,6 +118,13 @@ def test_every_row_without_a_score_says_why(folder):
     assert len(table.cells) == len(rows) + len(later_work(3)) and sum("not " in line[1] for line in table.cells) == sum(row["rank"] is None for row in rows)
 
 
+def test_the_cost_table_has_the_networks_in_the_boards_order(folder):
+    rows = leaderboard_rows(3, folder=folder)
+    names = [line[0] for line in leaderboard.cost_table(rows).cells]
+    board = [line[0] for line in leaderboard.leaderboard_table(rows).cells]
+    assert names == [name for name in board if name in names] and len(names) == sum(row["ours_parameters"] is not None for row in rows)
+
+
 def test_later_work_is_cited_with_what_it_prints():
     work = later_work(3)
     assert work and work == sorted(work, key=lambda line: -line["cso_map"]) and later_work(7) == []

@@ -78,7 +78,7 @@ class Table:
 
     def _line(self, line) -> str:
         cells = (f"<td{_class(start, len(text) > LONG and LONG_CELL)}>{html.escape(text)}</td>" for start, text in zip(self._starts[1:], line[1:]))
-        return f'<th scope="row"{_class(len(line[0]) > 40 and LONG_CELL)}>{html.escape(line[0])}</th>' + "".join(cells)
+        return f'<th scope="row"{_class(len(line[0]) > LONG_NAME and LONG_CELL)}>{html.escape(line[0])}</th>' + "".join(cells)
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.markdown()}"
@@ -90,7 +90,7 @@ class Table:
         return repr(self)
 
 
-LONG, LONG_CELL = 24, "long"  # characters from which on a cell is a sentence that may wrap
+LONG, LONG_NAME, LONG_CELL = 24, 30, "long"  # characters from which on a cell, or a row's name, is a sentence that may wrap
 # Below 1220 px the book has no second sidebar, into whose place a cell with the tag "full-width" could reach: its tables then scroll.
 STYLE = """
 div.csist-table { overflow-x: auto; margin: 1em 0; --csist-card: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
