@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from csist.imaging import check_ratio
-from csist.networks.registry import NETWORKS
+from csist.networks.registry import NETWORKS, run_name
 from csist.readout import READOUTS
 from csist.reporting import (
     MISSING,
@@ -20,6 +20,7 @@ from csist.reporting import (
     load_paper_table,
     load_result,
     make_table,
+    method_label,
     number,
     our_score,
     paper_values,
@@ -152,9 +153,15 @@ def readout_table(stored: dict | None, score: str = "cso_map") -> Table:
     runs = (stored or {"runs": {}})["runs"]
     names = [name for name in READOUTS if any(name in run["readouts"] for run in runs.values())]
     cell = lambda run, name: percent(run["readouts"].get(name, {}).get("test", {}).get(score), 2 if score == "cso_map" else 1)
-    cells = [[label, *[cell(run, name) for name in names]] for label, run in runs.items()]
-    columns = [("", "run"), *[("", name.replace("_", " ")) for name in names]]
+    cells = [[_run_label(key, run), *[cell(run, name) for name in names]] for key, run in runs.items()]
+    columns = [("", "network"), *[("", name.replace("_", " ")) for name in names]]
     return Table(f"{captions[score]}, by read-out; settings chosen on validation frames.", columns, cells)
+
+
+def _run_label(name: str, run: dict) -> str:
+    """The network's name and ratio; the run's own name where it is no network in its main setting with the first seed."""
+    network, ratio = run.get("network"), run.get("ratio")
+    return f"{method_label(network, ratio)}, c = {ratio}" if network and name == run_name(network, ratio) else name
 
 
 # ---- sentences --------------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def effect(row: dict, reference: dict) -> str:
         return " ".join([*parts, f"unknown here, because {'it' if missing is row else reference['label']} is {missing['status']}."])
     gap = 100 * (row["ours_cso_map"] - reference["ours_cso_map"])
     margin = _margin(row, reference)
-    meaning = "zero lies inside, so test frames alone could make it" if abs(gap) <= margin else "zero lies outside"
+    meaning = "zero lies inside, so the choice of test frames alone could make it" if abs(gap) <= margin else "zero lies outside"
     parts.append(f"{signed(gap)} here (95 % interval {signed(gap - margin)} to {signed(gap + margin)}: {meaning}).")
     if row["ours_samples"] != reference["ours_samples"]:
         parts.append(f"They were shown {row['ours_samples']:,} and {reference['ours_samples']:,} samples, so this is no pure effect of the architecture.")
