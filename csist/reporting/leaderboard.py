@@ -112,7 +112,7 @@ def later_work(ratio: int = 3) -> list[dict]:
 
 
 def leaderboard_table(rows, later=()) -> Table:
-    """The board: ordered by our score, later work last."""
+    """The board of scores: ordered by ours, later work last."""
     text = lambda name, show=number, **options: lambda row: show(row.get(name), **options)
     columns = [
         Column("ours", "CSO-mAP ▼ (95 % interval)", lambda row: our_score(row) if "status" in row else "–"),
@@ -121,7 +121,6 @@ def leaderboard_table(rows, later=()) -> Table:
         Column("best read-out", "CSO-mAP", text("readout_cso_map", percent)),
         Column("one detection each", "CSO-mAP", text("counted_cso_map", percent)),
         Column("one detection each", "count right [%]", text("counted_count_accuracy", percent, digits=1)),
-        Column("", "parameters [M]", text("ours_parameters", digits=3, unit=1e6)),
     ]
     lines = [_table_row(row) for row in rows]
     lines += [{"label": f"{work['label']} ({work['year']:.0f}, later work)", "cso_map_printed": work["cso_map"]} for work in later]
