@@ -16,6 +16,7 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@mkdir -p $(VENV)/etc/ipython && echo "c.IPKernelApp.log_level = 40  # no warning that a kernel on this machine does without encryption" > $(VENV)/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
 # The results pages are notebooks that papermill runs: one depends on code, weights, results and the paper's numbers.
@@ -23,8 +24,9 @@ SOURCES := $(shell find csist reproduce -name '*.py' -o -name '*.yaml' -o -path 
 
 book/results/%.ipynb: reproduce/%.ipynb $(SOURCES) | $(READY)
 	@mkdir -p book/results reproduce/output
-	$(BIN)/papermill $< $@.part.ipynb -p scale $(SCALE) -p output_dir reproduce/output --cwd . $(if $(CI),--no-progress-bar)
-	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
+	@echo "running $<"
+	@$(BIN)/papermill $< $@.part.ipynb -p scale $(SCALE) -p output_dir reproduce/output --cwd . --no-progress-bar --log-level WARNING
+	@$(BIN)/nbstripout --keep-output --keep-count --extra-keys "cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
 	@mv $@.part.ipynb $@
 
 PAGES := table1 table2_ablation table3_grid_ratio figure7_hyperparameters figure5_gallery sr_plus_detector leaderboard beyond

@@ -118,6 +118,13 @@ def test_every_row_without_a_score_says_why(folder):
     assert len(table.cells) == len(rows) + len(later_work(3)) and sum("not " in line[1] for line in table.cells) == sum(row["rank"] is None for row in rows)
 
 
+def test_the_cost_table_has_the_networks_in_the_boards_order(folder):
+    rows = leaderboard_rows(3, folder=folder)
+    names = [line[0] for line in leaderboard.cost_table(rows).cells]
+    board = [line[0] for line in leaderboard.leaderboard_table(rows).cells]
+    assert names == [name for name in board if name in names] and len(names) == sum(row["ours_parameters"] is not None for row in rows)
+
+
 def test_later_work_is_cited_with_what_it_prints():
     work = later_work(3)
     assert work and work == sorted(work, key=lambda line: -line["cso_map"]) and later_work(7) == []
@@ -127,8 +134,8 @@ def test_later_work_is_cited_with_what_it_prints():
 
 def test_readout_tables_have_a_column_for_each_read_out_that_was_scored(folder):
     table = leaderboard.readout_table(reporting.load_result("readouts", folder))
-    assert [name for _, name in table.columns] == ["run", "threshold", "merged", "fitted", "counted"]
-    assert table.cells == [[run_name(SMALLEST, 3), "45.00", "56.00", "54.00", "53.00"]]
+    assert [name for _, name in table.columns] == ["network", "threshold", "merged", "fitted", "counted"]
+    assert table.cells == [[f"{reporting.method_label(SMALLEST)}, c = 3", "45.00", "56.00", "54.00", "53.00"]]
 
 
 # Figures

@@ -203,7 +203,6 @@ TABLES = [
     reporting.precision_table,
     reporting.size_table,
     reporting.image_table,
-    reporting.parts_table,
     reporting.readme_table,
 ]
 
@@ -347,6 +346,31 @@ def test_the_tolerance_is_that_of_a_part_against_the_whole():
     gaps = samples[:, :20].mean(1) - samples.mean(1)
     row = {"ours_standard_error": 1 / 10, "ours_frames": 100}
     assert statistics.stdev(gaps) == pytest.approx((reporting.live_tolerance(row, 20) - reporting.ROUNDING) / reporting.SIGMAS, rel=0.05)
+
+
+def test_hours_on_a_processor_are_processor_hours(folder):
+    name = "dista-net-c3-seed0"
+    stored = reporting.load_result(name, folder)
+    on = lambda device: stored | {"hours": 2.0, "cpu_hours": 0.25, "provenance": stored["provenance"] | {"device": device}}
+
+    def row(result):
+        write_json(folder / "results" / f"{name}.json", result)
+        return reporting.table1_rows(3, ["dista-net"], folder=folder)[0]
+
+    counted, fed, old = row(on("AMD EPYC")), row(on("NVIDIA H100 80GB HBM3")), row(stored)
+    assert (counted["ours_hours"], counted["ours_processor_hours"]) == (2.0, 0.25)
+    assert fed["ours_processor_hours"] is None and old["ours_processor_hours"] is None
+    assert [reporting.hours_text(one) for one in (counted, fed, old)] == ["0.25 processor", "2.00", "0.50"]
+    assert "in 0.25 processor hours" in reporting.discrepancy(counted) and "in 2.00 hours" in reporting.discrepancy(fed)
+    assert reporting.readme_table([counted]).cells[0][-1] == "0.25 processor, AMD EPYC"
+    table = reporting.training_table([counted, old])
+    assert "processor time" in table.caption and [line[3] for line in table.cells] == ["0.25 processor", "0.50"]
+
+
+def test_rows_without_anything_are_left_out_beside_others(folder, rows):
+    both = [rows["dista-net"], rows["ista-net"]]
+    assert [line[0] for line in reporting.parts_table(both[1:]).cells] == ["ISTA-Net"]
+    assert [line[0] for line in reporting.parts_table(both).cells] == [line[0] for line in reporting.check_live(both, {}, folder).cells] == ["DISTA-Net"]
 
 
 def test_a_result_of_other_frames_is_refused(folder):
@@ -495,7 +519,7 @@ def test_samples_are_the_first_frames_of_their_kind(pyplot, rows):
     live = {"dista-net": reporting.Live(noisy_answer(data.targets, 0.05), FRAMES, 0.5)}
     figure = reporting.plot_samples(data, [rows["dista-net"]], live)
     titles = [ax.get_title() for ax in figure.axes]
-    assert titles == [f"test frame {np.flatnonzero(data.targets.count == n)[0]}: {n} targets, found {n}" for n in (2, 3, 5)]
+    assert titles == [f"frame {np.flatnonzero(data.targets.count == n)[0]}: {n} targets\nfound {n}" for n in (2, 3, 5)]
     assert reporting.plot_samples(data, [rows["ista-net"]], {}).axes  # nothing to show yet but the frames
 
 

@@ -204,9 +204,46 @@ def test_equal_training_is_said(tmp_path):
 def test_an_effect_is_a_difference_with_both_errors(tmp_path):
     first, second, third, _ = trained(tmp_path, 1000, 1000)
     text = reporting.effect(first | {"ours_cso_map": 0.45, "ours_standard_error": 0.003}, second | {"ours_cso_map": 0.46, "ours_standard_error": 0.004})
-    assert text == "**ISTA-Net** against DISTA-Net w/o DT: −1.16 in the paper; −1.00 ± 0.98 here."
+    beginning = "**ISTA-Net** against DISTA-Net w/o DT: −1.16 in the paper; −1.00 here "
+    assert text == beginning + "(95 % interval −1.98 to −0.02: zero lies outside)."
+    assert "zero lies inside" in reporting.effect(first | {"ours_cso_map": 0.46, "ours_standard_error": 0.003}, second | {"ours_cso_map": 0.46})
     assert reporting.effect(third, first).endswith("unknown here, because it is not trained yet.")
     assert reporting.effect(first, third).endswith("unknown here, because DISTA-Net w/o Thres. is not trained yet.")
+
+
+def scored(rows, scores, error: float = 0.001, **more) -> list[dict]:
+    """Rows with made-up scores; None leaves a row untrained."""
+    made = {"status": "scored", "ours_standard_error": error, "ours_samples": 1000} | more
+    return [row if score is None else row | made | {"ours_cso_map": score} for row, score in zip(rows, scores)]
+
+
+def test_effects_of_rows_that_are_missing_share_a_sentence(tmp_path):
+    rows = reporting.make_rows(reporting.ablation_entries(), tmp_path)
+    none = reporting.effects(rows[:3], rows[3])
+    assert len(none) == 1 and "because DISTA-Net itself is not trained yet" in none[0] and "DISTA-Net w/o DT (−0.42 in the paper)" in none[0]
+    one, rest = reporting.effects((some := scored(rows, [None, 0.45, None, 0.46]))[:3], some[3])
+    assert "−1.00 here" in one and rest == "**Unknown here so far**: ISTA-Net (−1.58 in the paper), DISTA-Net w/o Thres. (−0.57 in the paper)."
+    assert len(reporting.effects((every := scored(rows, [0.44, 0.45, 0.45, 0.46]))[:3], every[3])) == 3
+
+
+def test_the_papers_order_is_reproduced_or_not(tmp_path):
+    rows = reporting.make_rows(reporting.ablation_entries(), tmp_path)  # the paper: DISTA-Net, w/o DT, w/o Thres., ISTA-Net
+    assert "at least two" in reporting.describe_order(rows) and "at least two" in reporting.describe_order(scored(rows, [0.45, None, None, None]))
+    same = reporting.describe_order(scored(rows, [0.43, 0.4501, 0.45, 0.47]))
+    assert same.startswith("**The paper's order is reproduced**: from the highest score, DISTA-Net, DISTA-Net w/o DT, DISTA-Net w/o Thres., ISTA-Net. ")
+    assert "Of the 6 pairs, 5 differ here beyond the sampling error of the test frames (5 in the paper's direction), 1 does not." in same
+    other = reporting.describe_order(scored(rows, [0.47, 0.45, 0.45, 0.43]))
+    assert "is not reproduced" in other and "we have ISTA-Net, " in other and "(5 in the other one)" in other
+    two = reporting.describe_order(scored(rows, [0.45, None, None, 0.4501]))
+    assert two.startswith("**The paper's order of the trained rows is reproduced**") and "Their difference is within the sampling error" in two
+    assert "0 differ here" in reporting.describe_order(scored(rows, [0.45, 0.4502, 0.4501, 0.4503]))
+
+
+def test_what_seeds_can_say(tmp_path):
+    rows = reporting.make_rows(reporting.ablation_entries(), tmp_path)
+    assert "Each row is one training." in reporting.describe_order(scored(rows, [0.44, 0.45, 0.45, 0.46], ours_seeds=1))
+    several = reporting.describe_order(scored(rows, [0.44, 0.45, 0.45, 0.46], ours_seeds=3, ours_seeds_sd=0.002))
+    assert "standard deviation of 0.20, so two single trainings differ by about 0.28 by chance" in several
 
 
 def test_what_longer_training_gave(tmp_path):
@@ -237,7 +274,7 @@ def test_an_axis_names_its_peak_and_what_is_missing(tmp_path):
 def test_a_ratio_is_held_against_its_ceiling():
     rows = reporting.make_rows(reporting.grid_ratio_entries(["ista-net", "dista-net"], [5]))
     text = reporting.describe_ratio([row | {"ours_cso_map": 0.75} for row in rows], reporting.Ceilings(0.72, 0.79))
-    assert text.startswith("**c = 5.**") and "The paper's best row is 2.42 below" in text and "our best row is 3.00 above" in text
+    assert text.startswith("**c = 5.**") and "the paper's best row is 2.42 below and ours is 3.00 above" in text
 
 
 @pytest.mark.parametrize("make", [lambda rows: reporting.comparison_table(rows, ["ap20", "ap25"]), reporting.size_table], ids=["comparison", "size"])

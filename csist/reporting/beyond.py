@@ -40,6 +40,7 @@ FAMILIES = {  # colour (colour-blind safe), mark, how the legend says it
 KNOWLEDGE = ("psf", "saturation", "cell", "distance", "intensity", "count")
 WORDS = {"psf": "PSF", "saturation": "clipping", "cell": "one pixel", "distance": "smallest distance", "intensity": "intensity range", "count": "true count"}
 IMPLICIT = "from examples"
+SHORT = {IMPLICIT: "learned", "chosen on validation frames": "tuned"}  # how a table's cell says it
 GRADIENT = ("ista-net", "ista-net+", "fista-net", "dista-net", "lista", "tilista", "lamp", "liht")  # networks with the steering matrix inside
 LEARNED = "80,000 labelled frames"
 
@@ -294,11 +295,12 @@ def knowledge_table(rows) -> Table:
         lines.setdefault((*told, row["learned"], row["family"]), []).append(row["label"])
     cells = [[_shared(labels, key[-1]), *key[:-1]] for key, labels in lines.items()]
     columns = [("", "method"), *[("told", WORDS[name]) for name in KNOWLEDGE], ("", "learned from")]
-    return Table("What each method knows before it sees a test frame.", columns, cells)
+    caption = "What each method knows before it sees a test frame; \"learned\" is from examples, \"tuned\" is chosen on validation frames."
+    return Table(caption, columns, cells)
 
 
 def _told(value) -> str:
-    return {True: "yes", False: "no", None: MISSING}.get(value, value) if not isinstance(value, str) else value
+    return SHORT.get(value, value) if isinstance(value, str) else {True: "yes", False: "no", None: MISSING}[value]
 
 
 def _shared(labels, family: str) -> str:
@@ -381,18 +383,23 @@ def describe_limit(limit: dict | None) -> str:
     """What the limit is and where it comes from, as Markdown."""
     if limit is None:
         return "The attainable limit is not known: `results/attainable.json` is missing, made by `python reproduce/attainable.py`."
-    finer, claims = limit["sampler"]["finer"], limit["claims"][0]
+    again, finer, claims = limit["sampler"]["another_seed"], limit["sampler"]["finer"], limit["claims"][0]
     return (
         f"The black line, **{100 * limit['cso_map']:.2f} ± {100 * limit['uncertainty']:.2f}**, is what unlimited computing would reach on these test frames: "
         f"{limit['sampled']:,} of them answered from their exact posterior, {limit['settled']['frames']:,} that have a single narrow mode left as they "
         f"are, and the gain over the standard tier ({100 * limit['gain']:.2f} points) added to its score (`python reproduce/attainable.py`). "
         f"The ± is a 95 % interval of the choice of frames; another draw of all test frames would move limit and methods alike by "
-        f"{196 * limit['population']['standard_error']:.2f}. Four times the particles change it by "
-        f"{100 * finer['change']:+.2f} ± {196 * finer['standard_error']:.2f}. "
+        f"{196 * limit['population']['standard_error']:.2f}. Another seed of the sampler changes it by {_change(again)}, four times the particles by "
+        f"{_change(finer)}. "
         f"On clusters inside the frame it is {100 * limit['interior']['cso_map']:.1f}, at the border, where light is lost, "
-        f"{100 * limit['border']['cso_map']:.1f}; {100 * limit['count_accuracy']:.2f} % of the counts are right. "
+        f"{100 * limit['border']['cso_map']:.1f}; {percent(min(limit['count_accuracy'], 1.0), 1)} % of the counts are right. "
         f"The posterior claims {percent(claims['claimed'], 1)} % hits on the sampled frames, and {percent(claims['real'], 1)} % are."
     )
+
+
+def _change(check: dict) -> str:
+    """By how much a check of the limit changed it, with 1.96 standard errors and the number of frames, in points."""
+    return f"{reporting.layout.signed(100 * check['change'])} ± {196 * check['standard_error']:.2f} (on {check['frames']:,} frames)"
 
 
 def describe_unplaced(rows) -> str:
@@ -737,7 +744,8 @@ def robustness_table(rows) -> Table:
         what = next(iter(here.values()))["what"]
         cells.append([what, *[percent(here[line]["cso_map"], 1) if line in here else MISSING for line in lines]])
     frames = sorted({row["frames"] for row in rows})
-    caption = f"CSO-mAP × 100 on {' or '.join(f'{n:,}' for n in frames)} frames per cell." if rows else "Not run yet: python reproduce/robustness.py"
+    counted = f"{frames[0]:,}" if len(frames) == 1 else f"{frames[0]:,} to {frames[-1]:,}" if frames else ""
+    caption = f"CSO-mAP × 100 on {counted} frames per cell." if rows else "Not run yet: python reproduce/robustness.py"
     return Table(caption, [("", "frames"), *[("", LINES[line][1]) for line in lines]], cells)
 
 

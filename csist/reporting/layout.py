@@ -51,7 +51,7 @@ class Table:
         head = "".join(f"<tr>{line}</tr>" for line in (self._group_heads(), self._heads()) if line)
         body = "".join(f"<tr>{self._line(line)}</tr>" for line in self.cells)
         region = f'<div class="csist-table" role="region" tabindex="0" aria-label="{html.escape(self.caption, quote=True)}">'
-        caption = f"<caption>{html.escape(self.caption)}</caption>"
+        caption = f"<caption><span>{html.escape(self.caption)}</span></caption>"
         return f'<style>{STYLE}</style>{region}<table class="csist-table">{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
     @property
@@ -78,7 +78,7 @@ class Table:
 
     def _line(self, line) -> str:
         cells = (f"<td{_class(start, len(text) > LONG and LONG_CELL)}>{html.escape(text)}</td>" for start, text in zip(self._starts[1:], line[1:]))
-        return f'<th scope="row"{_class(len(line[0]) > 40 and LONG_CELL)}>{html.escape(line[0])}</th>' + "".join(cells)
+        return f'<th scope="row"{_class(len(line[0]) > LONG_NAME and LONG_CELL)}>{html.escape(line[0])}</th>' + "".join(cells)
 
     def __repr__(self) -> str:
         return f"{self.caption}\n\n{self.markdown()}"
@@ -90,13 +90,14 @@ class Table:
         return repr(self)
 
 
-LONG, LONG_CELL = 24, "long"  # characters from which on a cell is a sentence that may wrap
+LONG, LONG_NAME, LONG_CELL = 24, 30, "long"  # characters from which on a cell, or a row's name, is a sentence that may wrap
 # Below 1220 px the book has no second sidebar, into whose place a cell with the tag "full-width" could reach: its tables then scroll.
 STYLE = """
-div.csist-table { overflow-x: auto; margin: 1em 0; --csist-card: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
+div.csist-table { overflow-x: auto; container-type: inline-size; margin: 1em 0; --csist-card: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
 .bd-article div.csist-table table.csist-table { display: table; width: auto; }
 table.csist-table { border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit; font-size: 0.9em; margin: 0; }
 table.csist-table caption { caption-side: top; text-align: left; padding-bottom: 0.5em; color: inherit; }
+table.csist-table caption span { display: block; position: sticky; left: 0; max-width: 100cqw; }
 table.csist-table :is(th, td) { padding: 0.25em 0.4em; border: 0; border-bottom: 1px solid color-mix(in srgb, currentColor 30%, transparent);
   background: none; color: inherit; text-align: right; white-space: nowrap; }
 table.csist-table thead th { white-space: normal; vertical-align: bottom; }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from csist.imaging import check_ratio
-from csist.networks.registry import NETWORKS
+from csist.networks.registry import NETWORKS, run_name
 from csist.readout import READOUTS
 from csist.reporting import (
     MISSING,
@@ -20,12 +20,14 @@ from csist.reporting import (
     load_paper_table,
     load_result,
     make_table,
+    method_label,
     number,
     our_score,
     paper_values,
     percent,
     table1_rows,
 )
+from csist.reporting.layout import row_value
 
 THROUGHPUT, LATENCY = 64, 1  # batch sizes of reproduce/throughput.py
 KEPT = (
@@ -110,7 +112,7 @@ def later_work(ratio: int = 3) -> list[dict]:
 
 
 def leaderboard_table(rows, later=()) -> Table:
-    """The board: ordered by our score, later work last."""
+    """The board of scores: ordered by ours, later work last."""
     text = lambda name, show=number, **options: lambda row: show(row.get(name), **options)
     columns = [
         Column("ours", "CSO-mAP ▼ (95 % interval)", lambda row: our_score(row) if "status" in row else "–"),
@@ -119,16 +121,24 @@ def leaderboard_table(rows, later=()) -> Table:
         Column("best read-out", "CSO-mAP", text("readout_cso_map", percent)),
         Column("one detection each", "CSO-mAP", text("counted_cso_map", percent)),
         Column("one detection each", "count right [%]", text("counted_count_accuracy", percent, digits=1)),
-        Column("counted and measured here", "parameters [M]", text("ours_parameters", digits=3, unit=1e6)),
-        Column("counted and measured here", "MACs of 64 frames [G]", text("ours_macs_batch64", digits=2, unit=1e9)),
-        Column("counted and measured here", "frames/s", text("frames_per_second", digits=0)),
-        Column("counted and measured here", "one frame [ms]", text("latency_ms", digits=1)),
     ]
     lines = [_table_row(row) for row in rows]
     lines += [{"label": f"{work['label']} ({work['year']:.0f}, later work)", "cso_map_printed": work["cso_map"]} for work in later]
     columns = [column for column in columns if any(column.text(line) != MISSING for line in lines)]  # what nobody has needs no column
     order = "ordered by our score; rows without one follow by the printed one"
     return make_table(lines, columns, f"CSO-mAP × 100 on the test split, c = {rows[0]['ratio']}, {order}.")
+
+
+def cost_table(rows) -> Table:
+    """What the networks of the board cost, in its order: size, work and speed, all counted or measured here."""
+    columns = [
+        Column("", "parameters [M]", row_value("ours_parameters", digits=3, unit=1e6)),
+        Column("", "MACs of 64 frames [G]", row_value("ours_macs_batch64", digits=2, unit=1e9)),
+        Column("", f"frames/s, batches of {THROUGHPUT}", row_value("frames_per_second", digits=0)),
+        Column("", "one frame alone [ms]", row_value("latency_ms", digits=1)),
+    ]
+    counted = [_table_row(row) for row in rows if row["ours_parameters"]]
+    return make_table(counted, columns, "Size, work and speed of the networks, counted and measured here, in the order of the board.")
 
 
 def _table_row(row: dict) -> dict:
@@ -142,9 +152,15 @@ def readout_table(stored: dict | None, score: str = "cso_map") -> Table:
     runs = (stored or {"runs": {}})["runs"]
     names = [name for name in READOUTS if any(name in run["readouts"] for run in runs.values())]
     cell = lambda run, name: percent(run["readouts"].get(name, {}).get("test", {}).get(score), 2 if score == "cso_map" else 1)
-    cells = [[label, *[cell(run, name) for name in names]] for label, run in runs.items()]
-    columns = [("", "run"), *[("", name.replace("_", " ")) for name in names]]
+    cells = [[_run_label(key, run), *[cell(run, name) for name in names]] for key, run in runs.items()]
+    columns = [("", "network"), *[("", name.replace("_", " ")) for name in names]]
     return Table(f"{captions[score]}, by read-out; settings chosen on validation frames.", columns, cells)
+
+
+def _run_label(name: str, run: dict) -> str:
+    """The network's name and ratio; the run's own name where it is no network in its main setting with the first seed."""
+    network, ratio = run.get("network"), run.get("ratio")
+    return f"{method_label(network, ratio)}, c = {ratio}" if network and name == run_name(network, ratio) else name
 
 
 # ---- sentences --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The figures of the results pages; matplotlib is imported when one is drawn."""
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from csist.reporting.selection import AXIS_LABELS
 from csist.reporting.sources import load_result, seed_results
 from csist.reporting.tables import read_off
 
+FEW_CURVES = 7  # that many names leave room for a legend beside the curves
+
 
 def plot_comparison(rows, ceilings: Ceilings | None = None):
     """The paper's CSO-mAP (open diamonds) and ours (dots with 95 % intervals), one line per row; right, the crowded end magnified.
@@ -24,7 +27,7 @@ def plot_comparison(rows, ceilings: Ceilings | None = None):
     from csist.plotting import style
 
     with style():
-        figure, (wide, near) = plt.subplots(1, 2, figsize=(7.6, 0.42 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
+        figure, (wide, near) = plt.subplots(1, 2, figsize=(6.4, 0.32 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
         for ax in (wide, near):
             _draw_comparison(ax, rows, ceilings)
         wide.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
@@ -150,7 +153,9 @@ def plot_learning_curves(rows, folder: Path | None = None):
     if not curves:
         return None
     with style():
-        figure, ax = plt.subplots(figsize=(6.4, 3.6))
+        names = list(dict.fromkeys(row["label"] for row, _ in curves))
+        crowded = len(names) > FEW_CURVES
+        figure, ax = plt.subplots(figsize=(6.4, 3.6 + crowded * 0.25 * math.ceil((len(names) + 1) / 3)))
         named = set()
         for row, history in curves:
             samples, score = [entry["samples"] / 1000 for entry in history], [100 * entry["val_cso_map"] for entry in history]
@@ -161,7 +166,7 @@ def plot_learning_curves(rows, folder: Path | None = None):
             ax.plot(*zip(*frames), "s", ms=7, mfc="none", mec=line["color"]) if frames else None
         ax.plot([], [], "s", ms=7, mfc="none", mec="#1b1f24", label="after whole frames", ls="")
         ax.set(xlabel="training samples shown [thousands]", ylabel="validation CSO-mAP × 100", xlim=(0, None))
-        ax.legend(loc="best")
+        figure.legend(loc="outside upper center", ncols=3, fontsize=9) if crowded else ax.legend(loc="best")
     return figure
 
 
@@ -202,13 +207,14 @@ def plot_samples(data: Frames, rows, live: dict[str, Live], counts=(2, 3, 5), zo
     plane = FocalPlane()
     with style():
         lines = max(len(shown), 1)
-        figure, axes = plt.subplots(lines, max(len(places), 1), figsize=(2.5 * max(len(places), 1), 2.5 * lines), squeeze=False)
-        for line, row in zip(axes, shown or [None]):
+        figure, axes = plt.subplots(lines, max(len(places), 1), figsize=(2 * max(len(places), 1), 2 * lines + 0.3), squeeze=False)
+        for number, (line, row) in enumerate(zip(axes, shown or [None])):
             for ax, place in zip(line, places):
                 estimate = live[row["key"]].estimate[place] if row else None
                 truth = data.targets[place]
                 options = {"zoom": zoom, "full_scale": plane.full_scale, "labels": False}
                 show_frame(data.frames[place], ax, targets=truth, estimate=estimate, method=row and row["method"], **options)
-                ax.set_title(f"test frame {place}: {truth.count[0]} targets" + (f", found {estimate.count[0]}" if row else ""), fontsize=8)
+                name = [f"frame {place}: {truth.count[0]} targets"] * (number == 0) + ([f"found {estimate.count[0]}"] if row else [])
+                ax.set_title("\n".join(name), fontsize=8)
             line[0].set_ylabel(row["label"].replace(" (", "\n(") if row else "frame")
     return figure

@@ -61,9 +61,10 @@ def answers_table(rows) -> reporting.Table:
         reporting.Column("ours", "median distance [px]", value("ours_median", digits=3)),
         reporting.Column("ours", "detector's parameters", value("ours_detector_parameters", digits=0)),
         reporting.Column("ours", "samples shown", value("ours_samples", digits=0)),
-        reporting.Column("ours", "hours", value("ours_hours")),
+        reporting.Column("ours", "hours", reporting.hours_text),
     ]
-    return reporting.make_table(rows, columns, "What the answers look like on the test split, and what training the row's own part took (network or detector).")
+    caption = "What the answers look like on the test split, and what training the row's own part took (network or detector)."
+    return reporting.make_table(rows, columns, f"{caption} {reporting.HOURS}")
 
 
 def explain(row: dict, rows) -> str:

@@ -18,6 +18,8 @@ from csist.networks.registry import NETWORKS
 from csist.reporting.selection import AXES, Entry, ablation_entries, entries, hyperparameter_entries, open_question_entries
 from csist.reporting.sources import AP_NAMES, load_result, seed_results
 
+GPU_NAMES = ("NVIDIA", "GeForce", "Tesla", "Quadro", "Instinct", "Radeon")  # how the names begin that torch.cuda.get_device_name gives
+
 
 def make_rows(work: list[Entry], folder: Path | None = None) -> list[dict]:
     """Rows as plain JSON values, one for each entry.
@@ -206,11 +208,21 @@ def _training_columns(result: dict | None) -> dict:
         "ours_views": shown["views"] or None,
         "ours_recipe": recipe_text(run) if phases else None,
         "ours_hours": result.get("hours"),
+        "ours_processor_hours": None if on_gpu(origin.get("device")) else result.get("cpu_hours"),
         "ours_device": origin.get("device"),
         "ours_seed": run.get("seed"),
         "ours_commit": origin.get("commit"),
         "ours_date": origin.get("date"),
     }
+
+
+def on_gpu(device: str | None) -> bool:
+    """Whether a result's ``device`` is a GPU, to go by its name; the hours of a processor that only feeds one say nothing.
+
+    >>> on_gpu("NVIDIA H100 80GB HBM3"), on_gpu("AMD EPYC"), on_gpu("AMD Instinct MI300X"), on_gpu(None)
+    (True, False, True, False)
+    """
+    return any(maker in (device or "") for maker in GPU_NAMES)
 
 
 def recipe_text(run: dict) -> str:

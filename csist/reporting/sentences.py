@@ -1,6 +1,7 @@
 """The sentences of the results pages, with numbers from files."""
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ from csist.reporting.layout import number, percent, signed
 from csist.reporting.rows import network_cost
 from csist.reporting.selection import ABLATION, AXIS_LABELS
 from csist.reporting.sources import load_paper_table, load_result, paper_training, paper_values
-from csist.reporting.tables import difference, our_score, read_off
+from csist.reporting.tables import difference, hours_text, our_score, read_off
 from csist.solvers.ista import PAPER
 
 NEARLY_ALL = 0.95  # AP-25 from which on detection counts as solved; what is missing to 1 is then a matter of a few targets in a hundred
@@ -36,7 +37,8 @@ def discrepancies(rows: list[dict]) -> list[str]:
         sentences.append("**Seeds**: one training of each network is finished, so the spread over seeds is unknown.")
     for status in dict.fromkeys(row["status"] for row in rows if row["status"] != "scored"):
         names = (row["label"] + ("" if row["paper_cso_map"] is None else f" ({number(row['paper_cso_map'])})") for row in rows if row["status"] == status)
-        sentences.append(f"**{status.capitalize()}**, with the paper's number: {', '.join(names)}.")
+        printed = any(row["paper_cso_map"] is not None for row in rows if row["status"] == status)
+        sentences.append(f"**{status.capitalize()}**{', with what the paper prints' * printed}: {', '.join(names)}.")
     return sentences
 
 
@@ -71,7 +73,7 @@ def _compare_training(row: dict) -> str:
     if not row["ours_samples"]:
         return ""
     ours, theirs = row["ours_samples"], paper_training(row["method"], row["ratio"])
-    text = f"We showed it {ours:,} samples in {number(row['ours_hours'])} hours"
+    text = f"We showed it {ours:,} samples in {hours_text(row)} hours"
     if not theirs or row["options"]:  # how the paper trained its variants is not published
         return text + "."
     longest = theirs["epochs_at_most"] * theirs["frames_per_epoch"]
@@ -112,9 +114,10 @@ def _reference(tuning: dict, name: str) -> dict:
 
 def _explain_setting(tuning: dict, printed: float) -> str:
     rows = tuning["reference"]["paper"]
-    scores = " and ".join(f"{percent(row['cso_map'])} at a threshold of {row['threshold']:.0f}" for row in rows)
+    scores = _listed([f"{percent(row['cso_map'])} at a threshold of {row['threshold']:.0f}" for row in rows])
+    weight = f"{PAPER.sparsity:g} grey level{'s' * (PAPER.sparsity != 1)}"
     return (
-        f"The paper prints {number(printed)} for ISTA. The settings of its toolkit (weight λ = {PAPER.sparsity:g} grey levels, at most "
+        f"The paper prints {number(printed)} for ISTA. The settings of its toolkit (weight λ = {weight}, at most "
         f"{PAPER.max_iterations:,} iterations, start at the least-norm solution) give here, on {rows[0]['frames']:,} validation frames, {scores} grey levels."
     )
 
@@ -182,7 +185,7 @@ def describe_lengths(rows) -> str:
 def effect(row: dict, reference: dict) -> str:
     """What a variant loses or gains against another row, in the paper and here, as Markdown.
 
-    The ± is 1.96 standard errors as if each row had been scored on test frames of its own. The rows share their frames, so the true one is smaller.
+    The interval joins the bootstrap errors of both scores as if each row had its own test frames. The rows share them, so the true interval is narrower.
     """
     parts = [f"**{row['label']}** against {reference['label']}:"]
     if row["paper_cso_map"] is not None and reference["paper_cso_map"] is not None:
@@ -191,11 +194,68 @@ def effect(row: dict, reference: dict) -> str:
     if missing:
         return " ".join([*parts, f"unknown here, because {'it' if missing is row else reference['label']} is {missing['status']}."])
     gap = 100 * (row["ours_cso_map"] - reference["ours_cso_map"])
-    margin = 196 * math.hypot(row["ours_standard_error"], reference["ours_standard_error"])
-    parts.append(f"{signed(gap)} ± {margin:.2f} here.")
+    margin = _margin(row, reference)
+    meaning = "zero lies inside, so the choice of test frames alone could make it" if abs(gap) <= margin else "zero lies outside"
+    parts.append(f"{signed(gap)} here (95 % interval {signed(gap - margin)} to {signed(gap + margin)}: {meaning}).")
     if row["ours_samples"] != reference["ours_samples"]:
         parts.append(f"They were shown {row['ours_samples']:,} and {reference['ours_samples']:,} samples, so this is no pure effect of the architecture.")
     return " ".join(parts)
+
+
+def _margin(row: dict, reference: dict) -> float:
+    """Half the width of the 95 % interval of a difference of two scores, in points."""
+    return 196 * math.hypot(row["ours_standard_error"], reference["ours_standard_error"])
+
+
+def effects(rows, reference: dict) -> list[str]:
+    """:func:`effect` of every row that can be compared with the reference, and one sentence on all the others."""
+    known = lambda row: row["status"] == reference["status"] == "scored"
+    printed = lambda row: row["paper_cso_map"] is not None and reference["paper_cso_map"] is not None
+    papers = lambda row: f" ({signed(row['paper_cso_map'] - reference['paper_cso_map'])} in the paper)" if printed(row) else ""
+    sentences = [effect(row, reference) for row in rows if known(row)]
+    names = [row["label"] + papers(row) for row in rows if not known(row)]
+    reason = "" if reference["status"] == "scored" else f", because {reference['label']} itself is {reference['status']} with this budget"
+    return sentences + ([f"**Unknown here so far**{reason}: {', '.join(names)}."] if names else [])
+
+
+def describe_order(rows) -> str:
+    """Whether our scores stand in the paper's order, how many of the differences are resolved, and what the seeds allow to say; one Markdown paragraph."""
+    both = [row for row in rows if row["paper_cso_map"] is not None and row["status"] == "scored"]
+    if len(both) < 2:
+        return "Whether the paper's order is reproduced can be said when at least two of its rows are trained."
+    theirs, ours = (sorted(both, key=lambda row: -row[name]) for name in ("paper_cso_map", "ours_cso_map"))
+    named = lambda some: ", ".join(row["label"] for row in some)
+    few = "" if len(both) == sum(row["paper_cso_map"] is not None for row in rows) else " of the trained rows"
+    if theirs == ours:
+        text = f"**The paper's order{few} is reproduced**: from the highest score, {named(ours)}."
+    else:
+        text = f"**The paper's order{few} is not reproduced**: from the highest score, the paper has {named(theirs)}; we have {named(ours)}."
+    return f"{text} {_describe_pairs(theirs)} {_describe_seeds(both)}"
+
+
+def _describe_pairs(theirs) -> str:
+    """How many pairs of rows, given in the paper's order, differ here beyond the sampling error."""
+    pairs = [(100 * (upper["ours_cso_map"] - lower["ours_cso_map"]), _margin(upper, lower)) for upper, lower in itertools.combinations(theirs, 2)]
+    same, other = sum(gap > margin for gap, margin in pairs), sum(gap < -margin for gap, margin in pairs)
+    rest = len(pairs) - same - other
+    if len(pairs) == 1:
+        return "Their difference is " + ("within the sampling error of the test frames." if rest else "beyond the sampling error of the test frames.")
+    counts = [f"{number_} {words}" for number_, words in ((same, "in the paper's direction"), (other, "in the other one")) if number_]
+    resolved = f"{same + other} differ{'s' * (same + other == 1)} here beyond the sampling error of the test frames"
+    return f"Of the {len(pairs)} pairs, {resolved}{f' ({_listed(counts)})' if counts else ''}, {rest} {'does' if rest == 1 else 'do'} not."
+
+
+def _describe_seeds(rows) -> str:
+    """What the number of trainings behind some rows allows to say."""
+    spreads = [row["ours_seeds_sd"] for row in rows if row["ours_seeds_sd"] is not None]
+    if not spreads:
+        return (
+            "Each row is one training. Another seed would end at another score, and one seed does not tell how far away. So even a difference beyond the "
+            "sampling error shows that two trainings differ, not that a part of the network helps or harms."
+        )
+    spread = 100 * math.sqrt(sum(sd**2 for sd in spreads) / len(spreads))
+    apart = math.sqrt(2) * spread
+    return f"Over training seeds a score has a standard deviation of {spread:.2f}, so two single trainings differ by about {apart:.2f} by chance."
 
 
 def longer_training(row: dict, longer: dict) -> str:
@@ -249,9 +309,10 @@ def describe_ratio(rows, ceilings: Ceilings) -> str:
     text = f"**c = {rows[0]['ratio']}.** {describe_ceilings(ceilings)}"
     printed = max((row["paper_cso_map"] for row in rows if row["paper_cso_map"] is not None), default=None)
     ours = max((100 * row["ours_cso_map"] for row in rows if row["ours_cso_map"] is not None), default=None)
-    best = [f"{whose} best row is {abs(gap):.2f} {'above' if gap > 0 else 'below'} the first of the two"
-            for whose, score in (("the paper's", printed), ("our", ours)) if score is not None for gap in [score - 100 * ceilings.random]]
-    return f"{text} {' and '.join(best).capitalize()}." if best else text
+    scores = {"the paper's best row": printed, "ours" if printed else "our best row": ours}
+    gaps = {whose: score - 100 * ceilings.random for whose, score in scores.items() if score is not None}
+    best = [f"{whose} is {abs(gap):.2f} {'above' if gap > 0 else 'below'}" for whose, gap in gaps.items()]
+    return f"{text} Against the first of the two, {' and '.join(best)}." if best else text
 
 
 def describe_axis(rows) -> str:

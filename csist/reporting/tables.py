@@ -1,6 +1,8 @@
 """The tables of the results pages."""
 from __future__ import annotations
 
+import re
+
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, row_value, signed
 from csist.reporting.sources import AP_NAMES
 
@@ -27,6 +29,29 @@ def difference(row: dict) -> float | None:
     if row["ours_cso_map"] is None or row["paper_cso_map"] is None:
         return None
     return 100 * row["ours_cso_map"] - row["paper_cso_map"]
+
+
+def hours_text(row: dict) -> str:
+    """Hours that a row took, and which: of processor time where a training on a processor counted them, else on the clock.
+
+    >>> hours_text({"ours_hours": 0.84, "ours_processor_hours": 0.168}), hours_text({"ours_hours": 2.03, "ours_processor_hours": None})
+    ('0.17 processor', '2.03')
+    """
+    if row["ours_processor_hours"] is not None:
+        return f"{number(row['ours_processor_hours'])} processor"
+    return number(row["ours_hours"])
+
+
+HOURS = 'Hours are those on the clock; "processor" marks hours of processor time, all cores added up.'  # for captions
+
+
+def device_text(device: str | None) -> str:
+    """A processor's name without trade marks and filling words.
+
+    >>> device_text("Intel(R) Xeon(R) Processor @ 2.50GHz"), device_text("AMD EPYC"), device_text(None)
+    ('Intel Xeon @ 2.50GHz', 'AMD EPYC', '–')
+    """
+    return " ".join(word for word in re.sub(r"\((R|TM)\)", "", device or MISSING).split() if word not in ("Processor", "CPU"))
 
 
 def headline_table(rows) -> Table:
@@ -107,17 +132,18 @@ def training_table(rows) -> Table:
     recipes = [row["ours_recipe"].split(", ") for row in rows if row["ours_recipe"]]
     shared = [part for part in (recipes[0] if recipes else []) if not part.startswith(RATES) and all(part in recipe for recipe in recipes)]
     own = lambda recipe: ", ".join(part for part in recipe.split(", ") if part not in shared)
+    seeds = {row["ours_seed"] for row in rows if row["ours_seed"] is not None}
     columns = [
         Column("ours", "samples shown", lambda row: row["ours_views"] or _settings_text(row)),
         Column("ours", "recipe", lambda row: own(row["ours_recipe"]) if row["ours_recipe"] else MISSING),
-        Column("ours", "hours", row_value("ours_hours")),
-        Column("ours", "device", lambda row: row["ours_device"] or MISSING),
-        Column("ours", "seed", row_value("ours_seed", digits=0)),
-        Column("ours", "commit", lambda row: row["ours_commit"] or MISSING),
-        Column("ours", "date", lambda row: row["ours_date"] or MISSING),
+        Column("ours", "hours", hours_text),
+        Column("ours", "device", lambda row: device_text(row["ours_device"])),
+        *([Column("ours", "seed", row_value("ours_seed", digits=0))] if len(seeds) > 1 else []),
+        Column("ours", "commit and date", lambda row: ", ".join(filter(None, (row["ours_commit"], row["ours_date"]))) or MISSING),
     ]
-    alike = f" All trainings: {', '.join(shared)}." if shared else ""
-    return make_table(rows, columns, f"How the rows were made; hours are training time, or computing time of a row without training.{alike}")
+    alike = [*shared, *(f"seed {seed}" for seed in seeds if len(seeds) == 1)]
+    said = f" All trainings: {', '.join(alike)}." if alike else ""
+    return make_table(rows, columns, f"How the rows were made: the training, or the computing of a row without training. {HOURS}{said}")
 
 
 def _settings_text(row: dict) -> str:
@@ -125,7 +151,8 @@ def _settings_text(row: dict) -> str:
 
 
 def parts_table(rows, score: str = "cso_map") -> Table:
-    """A score by number of targets, and inside and at the border of the frame; ``score`` is "cso_map" or "count_accuracy"."""
+    """A score of the scored rows by number of targets, inside and at the border of the frame; ``score`` is "cso_map" or "count_accuracy"."""
+    rows = [row for row in rows if row["status"] == "scored"] or rows
     names = {**{f"{n}_targets": f"{n} target{'s' * (n > 1)}" for n in range(1, 6)}, "interior": "interior", "border": "border"}
     columns = [Column("", name, row_value(f"ours_{part}_{score}", percent)) for part, name in names.items()]
     captions = {
@@ -137,10 +164,10 @@ def parts_table(rows, score: str = "cso_map") -> Table:
 
 def bench_table(bench: dict) -> Table:
     """The measurements of ``reproduce/bench.py``: time per unit, gain over the naive version, and the score where there is one."""
-    columns = [("", "what"), ("ours", "time"), ("", "gain"), ("ours", "CSO-mAP × 100")]
+    columns = [("", "what"), ("", "time"), ("", "gain"), ("", "CSO-mAP × 100")]
     cells = []
     for value in bench["entries"]:
-        gain = f"{value['times_faster']:,.1f} ×" if "naive" in value else MISSING
+        gain = f"{value['times_faster']:,.{0 if value['times_faster'] >= 100 else 1}f} ×" if "naive" in value else MISSING
         score = f"{100 * value['cso_map']:.2f}" if "cso_map" in value else MISSING
         cells.append([value["what"], f"{_duration(value['ours']['seconds'])} per {value['unit']}", gain, score])
     return Table("Measured in one run; the gain is over the naive version named behind the slash.", columns, cells)
@@ -171,6 +198,6 @@ def readme_table(rows) -> Table:
         Column("", "mean ± sd (seeds)", seeds_text),
         Column("", "parameters", row_value("ours_parameters", digits=0)),
         Column("", "samples shown", row_value("ours_samples", digits=0)),
-        Column("", "hours, device", lambda row: f"{number(row['ours_hours'])}, {row['ours_device']}" if row["ours_hours"] is not None else MISSING),
+        Column("", "hours, device", lambda row: f"{hours_text(row)}, {device_text(row['ours_device'])}" if row["ours_hours"] is not None else MISSING),
     ]
     return make_table(rows, columns, _caption("CSO-mAP × 100 on the test split", rows))
