@@ -27,7 +27,7 @@ def plot_comparison(rows, ceilings: Ceilings | None = None):
     from csist.plotting import style
 
     with style():
-        figure, (wide, near) = plt.subplots(1, 2, figsize=(6.4, 0.32 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
+        figure, (wide, near) = plt.subplots(1, 2, figsize=(6.8, 0.32 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
         for ax in (wide, near):
             _draw_comparison(ax, rows, ceilings)
         wide.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))

@@ -46,12 +46,12 @@ HOURS = 'Hours are those on the clock; "processor" marks hours of processor time
 
 
 def device_text(device: str | None) -> str:
-    """A processor's name without trade marks and filling words.
+    """A processor's name without trade marks, filling words and clock rate.
 
     >>> device_text("Intel(R) Xeon(R) Processor @ 2.50GHz"), device_text("AMD EPYC"), device_text(None)
-    ('Intel Xeon @ 2.50GHz', 'AMD EPYC', '–')
+    ('Intel Xeon', 'AMD EPYC', '–')
     """
-    return " ".join(word for word in re.sub(r"\((R|TM)\)", "", device or MISSING).split() if word not in ("Processor", "CPU"))
+    return " ".join(word for word in re.sub(r"\((R|TM)\)|@.*", "", device or MISSING).split() if word not in ("Processor", "CPU"))
 
 
 def headline_table(rows) -> Table:
@@ -147,7 +147,7 @@ def training_table(rows) -> Table:
 
 
 def _settings_text(row: dict) -> str:
-    return "none: nothing is trained" if row["ours_settings"] else MISSING
+    return "nothing is trained" if row["ours_settings"] else MISSING
 
 
 def parts_table(rows, score: str = "cso_map") -> Table:
