@@ -135,7 +135,7 @@ def test_later_work_is_cited_with_what_it_prints():
 def test_readout_tables_have_a_column_for_each_read_out_that_was_scored(folder):
     table = leaderboard.readout_table(reporting.load_result("readouts", folder))
     assert [name for _, name in table.columns] == ["network", "threshold", "merged", "fitted", "counted"]
-    assert table.cells == [[f"{reporting.method_label(SMALLEST)}, c = 3", "45.00", "56.00", "54.00", "53.00"]]
+    assert table.cells == [[run_name(SMALLEST, 3), "45.00", "56.00", "54.00", "53.00"]]
 
 
 # Figures
