@@ -71,7 +71,7 @@ TIERS = {
 }
 
 # Claimed and real hit probabilities of each tier before they are set right, as `score_offgrid.py --calibrate` measures them: on 8,000 validation frames,
-# of the accurate tier on 2,000. One curve for each kind of clusters (:func:`kind_of`).
+# of the accurate tier on 2,000. One curve for each kind of clusters (kind_of).
 CALIBRATION = {
     "fast": (
         ((0.99866,), (0.99999,)),
@@ -320,7 +320,7 @@ def polish(
 def calibrated(score, curve) -> np.ndarray:
     """Map claimed hit probabilities to real ones along a rising curve of knots, linearly between logits; keeps their order.
 
-    Chains too short for their posterior claim too much, by an amount that depends on the tier and on the cluster (:func:`kind_of`). The curves are measured
+    Chains too short for their posterior claim too much, by an amount that depends on the tier and on the cluster (``kind_of``). The curves are measured
     on validation frames.
 
     >>> calibrated([0.9, 0.99], ((0.5, 0.9), (0.4, 0.8))).round(2).tolist()
