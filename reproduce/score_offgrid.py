@@ -38,6 +38,7 @@ from csist.solvers.offgrid import (  # noqa: E402
     Prior,
     fit_calibration,
     fit_deviations,
+    is_cut,
     kind_of,
     unmix_offgrid,
     window_side,
@@ -105,9 +106,8 @@ def print_knots(tier: str, first: int, size: int | None, threads: int | None) ->
     chosen = slice(first, None if size is None else first + size)
     CALIBRATION[tier] = None
     estimate = unmix_offgrid(data.frames[chosen], tier=tier, threads=threads, progress=True)
-    plane, cell = FocalPlane(), estimate.cell
-    reach = window_side(plane, Prior()) // 2
-    kinds = kind_of(estimate.count, ((cell < reach) | (cell + reach >= plane.shape)).any(axis=1))
+    plane = FocalPlane()
+    kinds = kind_of(estimate.count, is_cut(estimate.cell, plane.shape, window_side(plane, Prior())))
     print(f"{tier}: CALIBRATION from {len(estimate):,} frames")
     for kind in range(6):
         matches = match_detections(estimate[kinds == kind], data.targets[chosen][kinds == kind])

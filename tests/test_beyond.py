@@ -231,6 +231,7 @@ def test_figures_are_drawn(folder):
     assert len(locking.axes) == 3
     curves = beyond.plot_reliability(answers, DATA.targets, rows, folder)
     assert len(curves.axes[0].get_lines()) == 3  # the diagonal, the stored tier, the detector
+    assert "off-grid, fast (stored, 10,000 frames, earlier claims)" in [line.get_label() for line in curves.axes[0].get_lines()]  # made with other curves
     worst = beyond.worst_frames(answers["ista-net-c3-seed0"], DATA, 5)
     assert sum(ax.axison for ax in beyond.plot_failures(worst, answers["ista-net-c3-seed0"], DATA).axes) == 5
     assert len(beyond.plot_parts(beyond.best_of_families(rows), beyond.attainable(folder)).axes) == 2

@@ -185,10 +185,10 @@ def test_claims_depend_on_the_number_of_targets_and_on_the_border():
     plane = FocalPlane()
     rng = np.random.default_rng(4)
     inside, outside = (random_targets(20, rng, count=(5, 5), cells=np.full((20, 2), cell)) for cell in (5, 0))
-    clusters = offgrid._Clusters(plane.render(outside).astype(float), plane, Prior(), 5)
-    assert clusters.is_cut().all()
-    clusters = offgrid._Clusters(plane.render(inside).astype(float), plane, Prior(), 5)
-    assert not clusters.is_cut().any()
+    for scenes, cut in ((inside, False), (outside, True)):
+        clusters = offgrid._Clusters(plane.render(scenes).astype(float), plane, Prior(), 5)
+        reaches = offgrid.is_cut(clusters.cell, plane.shape, 5)
+        assert (reaches == cut).all() and (reaches == (clusters.weight[..., :5] == 0).any((1, 2))).all()
     for tier, curves in offgrid.CALIBRATION.items():
         assert len(curves) == 6, tier
         for claimed, real in curves:

@@ -25,6 +25,7 @@ from csist.networks.registry import NETWORKS, read_weights
 from csist.pipeline import Pipeline
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, row_value
 from csist.scenes import Targets
+from csist.solvers.offgrid import CALIBRATION
 
 SCALES = reporting.SCALES | {"laptop": 1_000}  # test frames answered while the page is made
 SPEED_FRAMES = 64  # frames that a network's speed is measured on
@@ -466,7 +467,7 @@ def plot_parts(rows, limit: dict | None = None):
     from csist.plotting import INK, style
 
     with style():
-        figure, (counts, places) = plt.subplots(1, 2, figsize=(7.6, 3.6), sharey=True, width_ratios=[2, 1])
+        figure, (counts, places) = plt.subplots(1, 2, figsize=(5.8, 3.6), sharey=True, width_ratios=[2, 1])
         for row in rows:
             colour, mark, _ = FAMILIES[row["family"]]
             by_count = [row[f"ours_{number}_targets_cso_map"] for number in range(1, 6)]
@@ -520,6 +521,11 @@ def reliability(estimate: Targets, truth: Targets, edges=EDGES) -> list[dict]:
     return rows
 
 
+def _claims_now(stored: dict, tier: str) -> bool:
+    """Whether a stored result's claims were set right by the curves that the package has now."""
+    return stored["settings"]["calibration"] == [[list(part) for part in curve] for curve in CALIBRATION[tier]]
+
+
 def plot_reliability(answers: dict[str, Answer], truth: Targets, rows, folder: Path | None = None):
     """Real against claimed hit probability of the methods whose scores claim one: the sampler's stored tiers, and what was answered now."""
     import matplotlib.pyplot as plt
@@ -531,7 +537,8 @@ def plot_reliability(answers: dict[str, Answer], truth: Targets, rows, folder: P
         stored = reporting.load_result(f"off-grid-{tier}", folder)
         if stored and stored.get("calibration"):
             line = {"fast": ":", "standard": "--"}.get(tier, "-")
-            curves[f"off-grid, {tier} (stored, {stored['test']['frames']:,} frames)"] = (stored["calibration"], "off-grid", line)
+            earlier = "" if _claims_now(stored, tier) else ", earlier claims"
+            curves[f"off-grid, {tier} (stored, {stored['test']['frames']:,} frames{earlier})"] = (stored["calibration"], "off-grid", line)
     for key, answer in answers.items():
         if "detector" in key or (key.startswith("off-grid") and not curves):
             name, family = _label_of(key, rows), "detector" if "detector" in key else "off-grid"
@@ -834,7 +841,7 @@ def worst_frames(answer: Answer, data: Frames, number: int = 24, plane: FocalPla
     return failures
 
 
-def plot_failures(failures, answer: Answer, data: Frames, columns: int = 4):
+def plot_failures(failures, answer: Answer, data: Frames, columns: int = 3):
     """The frames of :func:`worst_frames` with truth (open circles) and answer (crosses, bars of one predicted deviation); returns the figure."""
     import matplotlib.pyplot as plt
 
@@ -842,7 +849,7 @@ def plot_failures(failures, answer: Answer, data: Frames, columns: int = 4):
 
     with style():
         lines = math.ceil(len(failures) / columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(1.95 * columns, 2.5 * lines), squeeze=False)
+        figure, axes = plt.subplots(lines, columns, figsize=(1.85 * columns, 2.4 * lines), squeeze=False)
         for ax in axes.flat[len(failures) :]:
             ax.set_axis_off()
         for ax, failure in zip(axes.flat, failures):

@@ -250,9 +250,9 @@ def unmix_offgrid(
     given = _given(starts or (), clusters, len(frames))
     _in_threads(problem.solver(tier), [*clusters.evidence(), problem.bright(clusters), seeds, *given, *answers.arrays], threads, progress)
     if CALIBRATION[tier]:
+        kinds = kind_of(answers.count, is_cut(clusters.cell, plane.shape, problem.side))
         for kind, curve in enumerate(CALIBRATION[tier]):
-            alike = kind_of(answers.count, clusters.is_cut()) == kind
-            answers.score[alike] = calibrated(answers.score[alike], curve)
+            answers.score[kinds == kind] = calibrated(answers.score[kinds == kind], curve)
         answers.deviation[:] = widened(answers.deviation, DEVIATIONS[tier])
     return _as_targets(answers, clusters, len(frames))
 
@@ -330,7 +330,17 @@ def calibrated(score, curve) -> np.ndarray:
     return 1 / (1 + np.exp(-np.interp(_logit(score), claimed, real)))
 
 
-def kind_of(count, is_cut) -> np.ndarray:
+def is_cut(cell, shape, side: int) -> np.ndarray:
+    """Whether the window of ``side`` pixels about each cluster's pixel (m, 2) reaches beyond the frame, (m,).
+
+    >>> is_cut(np.array([[5, 5], [5, 9]]), (11, 11), 5).tolist()
+    [False, True]
+    """
+    reach = side // 2
+    return ((cell < reach) | (cell + reach >= shape)).any(axis=1)
+
+
+def kind_of(count, cut) -> np.ndarray:
     """Which curve of CALIBRATION sets the claims about clusters right: by number of targets, and whether the frame cuts light off.
 
     Five targets have more valleys to miss than three, and a border hides what would tell them apart.
@@ -338,7 +348,7 @@ def kind_of(count, is_cut) -> np.ndarray:
     >>> kind_of([1, 3, 4, 5, 5], [False, False, False, False, True]).tolist()
     [0, 0, 1, 2, 5]
     """
-    return np.clip(count, 3, 5) - 3 + 3 * np.asarray(is_cut, dtype=np.int64)
+    return np.clip(count, 3, 5) - 3 + 3 * np.asarray(cut, dtype=np.int64)
 
 
 def fit_calibration(score, hit, knots: int = 8) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -645,11 +655,6 @@ class _Clusters:
         self.level[..., :side] = np.pad(frames, padding)[window]
         self.level *= self.weight
         self.light = self.level.sum((1, 2))
-
-    def is_cut(self) -> np.ndarray:
-        """Whether the window reaches beyond the frame, (m,)."""
-        reach = self.level.shape[1] // 2
-        return ((self.cell < reach) | (self.cell + reach >= self.plane.shape)).any(1)
 
     def hashes(self) -> np.ndarray:
         """A number for each cluster (m,) that its random stream is made of: the same for the same window."""
