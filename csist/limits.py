@@ -1,4 +1,4 @@
-r"""How well a scene can be measured at all: Fisher information and Cramer-Rao bounds (book chapter "How close is too close").
+r"""How well a scene can be measured at all: Fisher information and Cramér–Rao bounds (book chapter "How close is too close").
 
 Pixel q of a frame reads :math:`z_q = m_q(\theta) + n_q`. The expectation m is :meth:`csist.imaging.FocalPlane.expected`, the noise n is Gaussian with
 variance :math:`\tau^2 = \sigma_\text{read}^2 + \tfrac1{12}`, the second term being that of rounding to whole grey levels, and the parameters
@@ -176,7 +176,7 @@ def covariance_bound(information) -> np.ndarray:
 
 
 def crlb(targets: Targets, plane: FocalPlane, *, saturated: str = "censored", prior: float | None = None) -> np.ndarray:
-    r"""Cramer-Rao lower bounds: no unbiased estimator has a smaller standard deviation than :math:`[(F^{-1})_{aa}]^{1/2}`.
+    r"""Cramér–Rao lower bounds: no unbiased estimator has a smaller standard deviation than :math:`[(F^{-1})_{aa}]^{1/2}`.
 
     All targets of a frame are unknown together, their number is known. See the module's text for what the bound leaves out.
 
@@ -262,11 +262,11 @@ def error_ellipse(covariance, coverage: float | None = None) -> ErrorEllipse:
 
 
 def resolution_limit(intensity, plane: FocalPlane, *, centre=None, angle: float = 0.0, saturated: str = "censored", prior: float | None = None):
-    r"""Smallest separation of two equal targets that exceeds its own Cramer-Rao bound, :math:`\delta = \sigma_\text{CRB}(\delta)` (Smith's criterion).
+    r"""Smallest separation of two equal targets that exceeds its own Cramér–Rao bound, :math:`\delta = \sigma_\text{CRB}(\delta)` (Smith's criterion).
 
     Rayleigh's criterion knows the optics only. This one knows the noise: for close pairs the bound on their separation grows like :math:`1/\delta`, so
     the limit falls like :math:`(\tau / s)^{1/2}`, and no optics is the end of resolution. Positions and intensities of both are unknown. Below
-    the limit, the error of the separation is larger than the separation. S. T. Smith, "Statistical resolution limits and the complexified Cramer-Rao
+    the limit, the error of the separation is larger than the separation. S. T. Smith, "Statistical resolution limits and the complexified Cramér–Rao
     bound", IEEE Transactions on Signal Processing 53 (2005).
 
     Parameters

@@ -24,7 +24,7 @@ from csist.imaging import check_shape
 from csist.scenes import Targets
 
 DISTANCE_THRESHOLDS = (0.05, 0.10, 0.15, 0.20, 0.25)  # px (paper, section 4.2)
-DISTANCE_TOLERANCE = 1e-9  # px; far above rounding (1e-15), far below any physics (a Cramer-Rao bound is about 1e-3)
+DISTANCE_TOLERANCE = 1e-9  # px; far above rounding (1e-15), far below any physics (a Cramér–Rao bound is about 1e-3)
 PERFECT_PSNR = 100.0  # dB that the reference toolkit books for a frame without any error
 SSIM_WINDOW = 7  # px; with constants 0.01 and 0.03 and unbiased covariances these are scikit-image's defaults
 IMAGE_BLOCK = 256  # images that SSIM treats at once, which keeps its ten intermediates in tens of megabytes

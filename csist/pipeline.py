@@ -30,6 +30,7 @@ from csist.training import Phase, Run, TrainingSet, turn, write_json
 BLOCK = 4_000  # frames whose images share a file of the cache: a minute's work, which is the most that an interruption can lose
 PRECISION = "bfloat16"  # of the images that a detector learns from; scores are computed in float32, a percent away and twice as slow
 BATCH = 256  # images that a detector reads together when it is not trained
+STATE = ("step", "seconds", "cpu_seconds", "history")  # of a training, kept in its checkpoint
 
 # ---- frames to targets ------------------------------------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class DetectorTrainer:
         detector = Detector(ratio, recipe.features, recipe.blocks, recipe.offsets)
         self.detector = detector.to(device).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.Adam(self.detector.parameters(), lr=recipe.rate)
-        self.step, self.seconds, self.history, self.best = 0, 0.0, [], None
+        self.step, self.seconds, self.cpu_seconds, self.history, self.best = 0, 0.0, 0.0, [], None
 
     def optimise(self) -> dict[str, torch.Tensor]:
         """One step; returns the loss's terms."""
@@ -269,11 +270,12 @@ class DetectorTrainer:
         bar = tqdm(total=total, initial=self.step, desc="detector", unit="step", disable=None if progress else True)
         losses, late = [], False
         while self.step < total and not late:
-            tick = time.perf_counter()
+            tick, cpu = time.perf_counter(), time.process_time()
             losses.append(self.optimise())
             bar.update()
             late = deadline is not None and time.monotonic() >= deadline
             self.seconds += time.perf_counter() - tick
+            self.cpu_seconds += time.process_time() - cpu
             due = self.step % epoch == 0 or self.step == total
             if due:
                 self.validate({name: float(torch.stack([terms[name] for terms in losses]).mean()) for name in losses[0]})
@@ -288,7 +290,7 @@ class DetectorTrainer:
         tensors = {f"detector/{name}": value for name, value in self.detector.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in (self.best or {}).items()}
         tensors |= optimiser_tensors(self.optimiser)
-        header = {**self.owner, "step": self.step, "seconds": self.seconds, "history": self.history}
+        header = {**self.owner, **{name: getattr(self, name) for name in STATE}}
         write_checkpoint(self.path, tensors, header)
 
     def resume(self) -> bool:
@@ -299,7 +301,9 @@ class DetectorTrainer:
         if {name: header.get(name) for name in self.owner} != self.owner:
             raise ValueError(f"{self.path} belongs to another recipe, network or data; delete it to start afresh")
         self.detector.load_state_dict(part("detector/"))
-        self.best, self.step, self.seconds, self.history = part("best/") or None, header["step"], header["seconds"], header["history"]
+        self.best = part("best/") or None
+        for name in STATE:
+            setattr(self, name, header[name])
         restore_optimiser(self.optimiser, part)
         return True
 
@@ -379,6 +383,7 @@ def finish_detector(trainer: DetectorTrainer, unmixer: UnmixingNetwork, network:
         "network_weights_sha256": file_hash(network_path),
         "precision": "bf16",
         "hours": trainer.seconds / 3600,
+        "cpu_hours": trainer.cpu_seconds / 3600,
         "history": trainer.history,
         "selected": max(trainer.history, key=lambda entry: entry["val_cso_map"]),
         "test": {"frames": len(test.frames), "frames_sha256": frames_hash(test), **score_report(estimate, test.targets, resamples=200, seed=0)},

@@ -119,7 +119,7 @@ def conditions() -> dict[str, Condition]:
     """All conditions by name."""
     made = {"base": Condition("base", 0, "as CSIST-100K")}
     for sd in (1.0, 2.0, 5.0, 10.0):
-        made[f"read-noise-{sd:g}"] = Condition("read_noise", sd, f"Gaussian read noise of {sd:g} grey levels", sensor={"read_noise": sd})
+        made[f"read-noise-{sd:g}"] = Condition("read_noise", sd, f"Gaussian read noise of {sd:g} grey level{'s' * (sd != 1)}", sensor={"read_noise": sd})
     for error in (-10, -5, 5, 10):
         what = f"the PSF's width is taken for {abs(error)} % {'more' if error > 0 else 'less'} than it is"
         made[f"sigma{error:+d}"] = Condition("sigma_error", error, what, sensor={"sigma": 0.5 / (1 + error / 100)})
@@ -319,14 +319,12 @@ def plan(method, condition: Condition, variant: str, size: int) -> dict:
     return {"settings": plain(method.settings(condition, variant)), "frames_sha256": frames_hash(condition.data(size))}
 
 
-def store(path: Path, name: str, condition: Condition, key: str, scores: dict) -> None:
-    """Add a score to the file, read again just before: another run may have written meanwhile."""
+def store(path: Path, name: str, key: str, scores: dict) -> None:
+    """Add a score to the file, read again just before: another run may have written meanwhile. What describes the conditions is written anew."""
     content = read_json(path) if path.is_file() else {"conditions": {}}
-    about = plain({key: value for key, value in asdict(condition).items()})
-    entry = content["conditions"].get(name, {"methods": {}})
-    entry = {**about, "methods": dict(sorted({**entry["methods"], key: scores}.items()))}
-    ordered = {**content["conditions"], name: entry}
-    ordered = {name: ordered[name] for name in conditions() if name in ordered}
+    methods = {name: entry["methods"] for name, entry in content["conditions"].items()}
+    methods[name] = dict(sorted({**methods.get(name, {}), key: scores}.items()))
+    ordered = {name: {**plain(asdict(condition)), "methods": methods[name]} for name, condition in conditions().items() if name in methods}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"what": WHAT, "seed": SEED, "conditions": ordered, "provenance": provenance()})
 
@@ -358,7 +356,7 @@ def main(arguments=None) -> int:
                 if not options.again and stored and all(stored.get(k) == v for k, v in plan(method, every[name], variant, size).items()):
                     continue
                 scores = score(method, every[name], variant, size)
-                store(path, name, every[name], key, scores)
+                store(path, name, key, scores)
                 print(f"{name:16} {key:28} {in_words(scores)}", flush=True)
     return 0
 

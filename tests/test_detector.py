@@ -339,6 +339,7 @@ def test_the_command_trains_scores_and_stops_when_finished(trained, capsys):
     name = detector_name("ista-net")
     result = json.loads((folder / "results" / f"{name}.json").read_text())
     assert result["test"]["frames"] == 24 and len(result["history"]) == 2 and result["selected"] in result["history"]
+    assert result["cpu_hours"] > 0 and result["hours"] > 0
     assert result["recipe"]["samples"] == 96 and "run" not in result
     detector, header = read_detector(folder / "weights" / f"{name}.safetensors")
     assert header["network_run"] == "ista-net-c3-seed0" and sum(p.numel() for p in detector.parameters()) == result["parameters"]

@@ -4,11 +4,12 @@ A row joins what the paper prints (columns ``paper_*``, from ``reproduce/paper/*
 ``reproduce/results/*.json``). The two never mix: a method without a result file has no ``ours_*`` score, whatever the paper says about it.
 
 Everything that a page needs is a name of this package; its modules follow the order of the work: ``sources`` (files), ``selection`` (which rows) and ``rows``,
-``layout`` and ``tables``, ``sentences``, ``ceilings``, ``live`` (evaluation while a page is made), ``learning``, ``remake`` (training again), ``parameters``,
-``pictures``.
+``layout`` and ``tables``, ``sentences``, ``ceilings``, ``confidence``, ``live`` (evaluation while a page is made), ``learning``, ``remake`` (training
+again), ``parameters``, ``pictures``.
 """
 # ruff: noqa: F401 (this file only passes names on)
 from csist.reporting.ceilings import Ceilings, describe_ceilings, grid_ceilings
+from csist.reporting.confidence import confidence_rows, confidence_table, describe_confidence
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent
 from csist.reporting.learning import (
     RankScores,
@@ -19,6 +20,7 @@ from csist.reporting.learning import (
     learning_table,
     nearest_distance,
     plot_detection,
+    rank_by_distance,
     rank_scores,
     ranking_rows,
     ranking_table,

@@ -431,7 +431,7 @@ def plot_frontier(rows, ceilings: dict | None = None, limit: dict | None = None)
 
     rows = [row for row in rows if row["frames_per_second"]]
     with style():
-        figure, ax = plt.subplots(figsize=(7.6, 6.6))
+        figure, ax = plt.subplots(figsize=(5.4, 7.2))
         ax.set(xscale="log", ylim=(0, 100), xlabel="frames per second of one core", ylabel="CSO-mAP × 100")
         for ratio, ceiling in (ceilings or {}).items():
             ax.axhline(100 * ceiling.ranked, color=FAINT, ls="--", lw=1)
@@ -444,7 +444,7 @@ def plot_frontier(rows, ceilings: dict | None = None, limit: dict | None = None)
             if some:
                 place = [row["frames_per_second"] for row in some], [100 * row["ours_cso_map"] for row in some]
                 ax.plot(*place, mark, color=colour, ms=9 if mark == "*" else 6, mec="white", mew=0.6, ls="", label=words)
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
         figure.draw_without_rendering()  # the layout decides how much room the names have
         _label(ax, [(row["label"], row["frames_per_second"], 100 * row["ours_cso_map"], FAMILIES[row["family"]][0]) for row in named_rows(rows)])
     return figure
@@ -812,7 +812,7 @@ def frame_errors(estimate: Targets, truth: Targets, cap: float = 0.5) -> np.ndar
 def worst_frames(answer: Answer, data: Frames, number: int = 24, plane: FocalPlane | None = None) -> list[Failure]:
     """The frames with the largest errors, each with what explains it: what holds first of a wrong count, a bound that is large, lost light, an ambiguity.
 
-    The bound is the Cramer-Rao bound of the true scene (:func:`csist.limits.crlb`, with the intensities' range as a prior); light is lost beyond the frame's
+    The bound is the Cramér–Rao bound of the true scene (:func:`csist.limits.crlb`, with the intensities' range as a prior); light is lost beyond the frame's
     border; an ambiguous frame is one that the wrong answer renders as well, to a grey level in every pixel that is not clipped.
     """
     plane, truth = plane or FocalPlane(), data.targets[: answer.frames]

@@ -206,7 +206,7 @@ function render({ model, el }) {
     const when = last(m) && s < last(m) ? ` ${s ? `after stage ${s}` : "before its first stage"}, which is no answer yet` : "";
     readout.replaceChildren(tag("strong", {}, `${method.label}${when}: ${found} of ${n} found`), `, ${missed} missed, ${wrong} false`
       + `${rmse === null ? "" : `; root mean square error of those found ${rmse.toFixed(3)} px`}.${beyond ? ` ${plural(beyond, "detection")} outside the picture.` : ""} `
-      + (f.bound === null || f.bound > 0.5 ? "The Cramer-Rao bound is beyond half a pixel: here only prior knowledge helps." : `Cramer-Rao bound without prior knowledge: ${f.bound.toFixed(3)} px.`));
+      + (f.bound === null || f.bound > 0.5 ? "The Cramér–Rao bound is beyond half a pixel: here only prior knowledge helps." : `Cramér–Rao bound without prior knowledge: ${f.bound.toFixed(3)} px.`));
     left.setAttribute("aria-label", `Frame ${f.number} about its cluster, with ${plural(n, "true target")}`);
     right.setAttribute("aria-label", `${heads[1].textContent}: ${plural(points.length, "detection")}, ${found} of ${plural(n, "target")} found`);
     clearTimeout(speak); // a screen reader hears the result, not every step of the way

@@ -39,7 +39,7 @@ def choose_frames(data: Frames, interior: int = 3, border: int = 2, hardest: int
     """Numbers of frames to look at, chosen by a rule and by nobody's taste, and why each is there.
 
     For each number of targets: the first frames whose cluster lies inside the frame, the first whose cluster's pixel touches its border, and of both kinds
-    those with the largest Cramer-Rao bound (:func:`position_bound`), which no method has a part in.
+    those with the largest Cramér–Rao bound (:func:`position_bound`), which no method has a part in.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def choose_frames(data: Frames, interior: int = 3, border: int = 2, hardest: int
 
 
 def position_bound(targets: Targets, plane: FocalPlane | None = None) -> np.ndarray:
-    """Root mean square of the Cramer-Rao bounds of a frame's positions [px], (n,): with no prior knowledge, no unbiased method does better on average."""
+    """Root mean square of the Cramér–Rao bounds of a frame's positions [px], (n,): with no prior knowledge, no unbiased method does better on average."""
     variances = crlb(targets, plane or FocalPlane())[..., :2] ** 2
     return np.sqrt(np.nansum(variances, axis=(1, 2)) / np.maximum(targets.count, 1))
 

@@ -49,7 +49,7 @@ function digitise(frame, bits, clip) {
   return frame.map((v) => Math.min(ceiling, Math.max(0, rint(v))));
 }
 
-// ---- Cramer-Rao bounds: the same formulas as csist.limits, saturated pixels censored, no prior, noise from rounding alone ----
+// ---- Cramér–Rao bounds: the same formulas as csist.limits, saturated pixels censored, no prior, noise from rounding alone ----
 
 // Derivative of pixelProfile by u (csist.imaging.pixel_profile_derivative); expm1 leaves nothing to cancel.
 function pixelProfileDerivative(u, size, sigma) {
