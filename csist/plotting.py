@@ -160,13 +160,15 @@ def show_frame(
     return ax
 
 
-def show_targets(targets: Targets, ax: Axes, *, kind: str = "truth", method: str | None = None, label: str | None = None, size: float = 9) -> None:
-    """Mark the targets of one frame: open circles if ``kind`` is "truth", crosses with error bars if it is "estimate"."""
+def show_targets(
+    targets: Targets, ax: Axes, *, kind: str = "truth", method: str | None = None, label: str | None = None, size: float = 9, width: float = 2
+) -> None:
+    """Mark the targets of one frame: open circles if ``kind`` is "truth", crosses with error bars if it is "estimate"; ``size`` and ``width`` in points."""
     if len(targets) != 1:
         raise ValueError(f"show_targets draws the targets of one frame; got {len(targets)}. Pick one: targets[0]")
     x, y = targets.xy[0, : targets.count[0]].T
     if kind == "truth":
-        ax.plot(y, x, "o", ms=size, mfc="none", mec=TRUTH, mew=2, ls="", label=label)
+        ax.plot(y, x, "o", ms=size, mfc="none", mec=TRUTH, mew=width, ls="", label=label)
     elif kind == "estimate":
         colour = method_colour(method or "dista-net")
         if targets.sigma is not None:
@@ -174,7 +176,7 @@ def show_targets(targets: Targets, ax: Axes, *, kind: str = "truth", method: str
             bars = ax.errorbar(y, x, xerr=sy, yerr=sx, fmt="none", ecolor=colour, elinewidth=1.3, capsize=0)
             for line in bars[2]:
                 line.set_path_effects(_halo(2.8))
-        ax.plot(y, x, "x", ms=size * 0.8, color=colour, mew=2, ls="", label=label or method, path_effects=_halo(3.6))
+        ax.plot(y, x, "x", ms=size * 0.8, color=colour, mew=width, ls="", label=label or method, path_effects=_halo(1.8 * width))
     else:
         raise ValueError(f'show_targets: kind must be "truth" or "estimate"; got {kind!r}')
 

@@ -178,7 +178,7 @@ class OffGrid:
     def applies(self, condition: Condition, variant: str) -> bool:
         informed = self.setting(condition, "informed") != self.setting(condition, "plain") or bool(condition.background)
         if variant == "tolerant":
-            return not self.told_only and condition.group in ("sigma_error", "psf", "background")
+            return not self.told_only and condition.group in ("base", "sigma_error", "psf", "background")
         return informed if variant == "informed" else not (self.told_only and informed)
 
     def setting(self, condition: Condition, variant: str) -> tuple[FocalPlane, Prior]:

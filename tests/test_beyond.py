@@ -125,7 +125,7 @@ def test_what_knowledge_is_worth(folder, tmp_path_factory):
     table = beyond.prior_table(folder)
     assert table.cells == [["any count", "fast", "85.00", "97.0", "90"]] and "500 test frames" in table.caption
     text = beyond.describe_prior(beyond.beyond_rows(folder), folder)
-    assert "85.00 (tier fast), more than the 80.00 of small continuous network" in text
+    assert "scores 85.00 on these 500 frames (tier fast); small continuous network" in text and "has 80.00 on" in text
     empty = tmp_path_factory.mktemp("empty")
     (empty / "results").mkdir()
     assert "Not run yet" in beyond.prior_table(empty).caption and "not been measured yet" in beyond.describe_prior([], empty)
@@ -201,7 +201,8 @@ def test_robustness_rows_prefer_what_a_user_could_tell():
     assert table["read-noise-2", "off-grid-fast"]["variant"] == "informed" and table["read-noise-2", "off-grid-fast:plain"]["cso_map"] == 0.3
     assert table["base", "off-grid-fast"]["variant"] == "plain" and table["background-5", "dista-net"]["cso_map"] == 0.45
     text = beyond.describe_robustness(rows)
-    assert "worth up to 50.0 points (read noise of 2)" in text and "falls from 91.0 to 35.0 with a ramp" in text and "1 of 3 conditions: a ramp" in text
+    assert "worth up to 50.0 points (read noise of 2)" in text and "falls from 91.0 to 35.0 with a ramp" in text
+    assert "1 of 2 conditions: a ramp (the ramp was subtracted" in text
     cells = {line[0]: line[1:] for line in beyond.robustness_table(rows).cells}
     assert cells["an Airy pattern"].count("–") == len(cells["an Airy pattern"]) - 1
 

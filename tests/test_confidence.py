@@ -86,7 +86,7 @@ def test_it_ranks_perfect_images_better_than_brightness_and_keeps_their_detectio
     assert np.array_equal(ranked.xy, plain.xy, equal_nan=True) and np.array_equal(ranked.intensity, plain.intensity, equal_nan=True)
     assert cso_map(ranked, truth).map > cso_map(plain, truth).map + 0.03
     score = ranked.score[ranked.mask]
-    assert 0 <= score.min() and score.max() <= 1 and score.mean() == pytest.approx(hit_share(ranked, truth).mean(), abs=0.03)
+    assert score.min() >= 0 and score.max() <= 1 and score.mean() == pytest.approx(hit_share(ranked, truth).mean(), abs=0.03)
 
 
 def test_turned_and_mirrored_frames_get_the_same_confidence(learned):

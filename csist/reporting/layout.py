@@ -103,7 +103,7 @@ table.csist-table :is(th, td) { padding: 0.25em 0.4em; border: 0; border-bottom:
 table.csist-table thead th { white-space: normal; vertical-align: bottom; }
 table.csist-table thead th.short { white-space: nowrap; }
 table.csist-table thead tr:last-child :is(th, td) { border-bottom: 1px solid currentColor; }
-table.csist-table thead th[scope=colgroup] { text-align: center; font-style: italic; font-weight: normal; }
+table.csist-table thead th[scope=colgroup] { text-align: left; font-style: italic; font-weight: normal; }
 table.csist-table .start { border-left: 1px solid color-mix(in srgb, currentColor 30%, transparent); }
 table.csist-table th[scope=row] { font-weight: normal; }
 table.csist-table :is(th[scope=row], thead th[scope=col]:first-child) { text-align: left; position: sticky; left: 0; background: var(--csist-card); }

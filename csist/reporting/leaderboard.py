@@ -101,6 +101,8 @@ def _readout_columns(readouts: dict) -> dict:
 def later_work(ratio: int = 3) -> list[dict]:
     """What later papers report at a ratio: ``label``, ``year``, ``setting``, ``cso_map`` [%] and ``note``, the best first.
 
+    ``cso_map_low`` is a lower reading of an ambiguous text, else None; a work that has one prints no score, so both of its numbers are inferred.
+
     >>> [work["label"] for work in later_work(3)][1:]
     ['FOCUS+', 'DSCSNet', 'FOCUS']
     """
@@ -116,14 +118,15 @@ def leaderboard_table(rows, later=()) -> Table:
     text = lambda name, show=number, **options: lambda row: show(row.get(name), **options)
     columns = [
         Column("ours", "CSO-mAP ▼ (95 % interval)", lambda row: our_score(row) if "status" in row else "–"),
-        Column("printed", "CSO-mAP", text("cso_map_printed")),
+        Column("printed", "CSO-mAP", lambda row: row.get("printed_words") or number(row.get("cso_map_printed"))),
         Column("", "difference", lambda row: f"{gap:+.2f}".replace("-", "−") if (gap := row.get("difference")) is not None else "–"),
-        Column("best read-out", "CSO-mAP", text("readout_cso_map", percent)),
-        Column("one detection each", "CSO-mAP", text("counted_cso_map", percent)),
-        Column("one detection each", "count right [%]", text("counted_count_accuracy", percent, digits=1)),
+        Column("ours, best read-out", "CSO-mAP", text("readout_cso_map", percent)),
+        Column("ours, one detection each", "CSO-mAP", text("counted_cso_map", percent)),
+        Column("ours, one detection each", "count right [%]", text("counted_count_accuracy", percent, digits=1)),
     ]
     lines = [_table_row(row) for row in rows]
-    lines += [{"label": f"{work['label']} ({work['year']:.0f}, later work)", "cso_map_printed": work["cso_map"]} for work in later]
+    about = lambda work: f"{work['year']:.0f}, later work{', off the grid' if 'offsets' in work['setting'] else ''}"
+    lines += [{"label": f"{work['label']} ({about(work)})", "printed_words": _later_score(work)} for work in later]
     columns = [column for column in columns if any(column.text(line) != MISSING for line in lines)]  # what nobody has needs no column
     order = "ordered by our score; rows without one follow by the printed one"
     return make_table(lines, columns, f"CSO-mAP × 100 on the test split, c = {rows[0]['ratio']}, {order}.")
@@ -139,6 +142,11 @@ def cost_table(rows) -> Table:
     ]
     counted = [_table_row(row) for row in rows if row["ours_parameters"]]
     return make_table(counted, columns, "Size, work and speed of the networks, counted and measured here, in the order of the board.")
+
+
+def _later_score(work: dict) -> str:
+    """What later work prints; of an ambiguous text both readings."""
+    return number(work["cso_map"]) if work["cso_map_low"] is None else f"{work['cso_map_low']:.1f} or {work['cso_map']:.1f}, inferred"
 
 
 def _table_row(row: dict) -> dict:
@@ -213,7 +221,7 @@ def describe_status(rows) -> str:
 def cite_later_work(later) -> str:
     """Later work with what its figures rest on, as a Markdown list."""
     note = lambda work: f"; {work['note']}" if work["note"] else ""
-    return "\n".join(f"- **{work['label']}** ({work['year']:.0f}; {work['setting']}): {number(work['cso_map'])}{note(work)}." for work in later)
+    return "\n".join(f"- **{work['label']}** ({work['year']:.0f}; {work['setting']}): {_later_score(work)}{note(work)}." for work in later)
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------------
@@ -253,7 +261,8 @@ def plot_against(rows, quantity: str, ceilings: Ceilings | None = None, later=()
     """CSO-mAP against a quantity: above the whole scale, below the crowded part of it magnified; returns the figure, None where no row has the quantity.
 
     Open diamonds are the paper's, dots ours (with 95 % intervals), triangles ours with the best read-out, open squares later work, which
-    stands at the right edge because its files hold scores only. A thin line joins a method's two points. Names stand at the right, joined to their points.
+    stands at the right edge because its files hold scores only (a bar joins two readings of one text). A thin line joins a method's two points. Names stand at
+    the right, joined to their points.
 
     Parameters
     ----------
@@ -275,7 +284,7 @@ def plot_against(rows, quantity: str, ceilings: Ceilings | None = None, later=()
         return None
     low, high = crowded_range([score for row, _ in shown for _, score, who in _points(row, quantity) if who != "readout"])
     with style():
-        figure, (whole, crowded) = plt.subplots(2, 1, figsize=(7.4, 6.6), sharex=True, height_ratios=[1, 2.2])
+        figure, (whole, crowded) = plt.subplots(2, 1, figsize=(5.6, 7.8), sharex=True, height_ratios=[1, 2.2])
         for ax in (whole, crowded):
             ax.set_xscale("log")
             _draw_points(ax, [row for row, _ in shown], quantity, ceilings)
@@ -290,7 +299,7 @@ def plot_against(rows, quantity: str, ceilings: Ceilings | None = None, later=()
         _label(whole, [name for name in names if not inside(name[2])])
         _label(crowded, [name for name in names if inside(name[2])])
         figure.supylabel("CSO-mAP × 100", fontsize=10)
-        figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+        figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return figure
 
 
@@ -340,7 +349,10 @@ def _draw_later(ax, later) -> None:
 
     place = dict(transform=ax.get_yaxis_transform(), clip_on=True, zorder=3)
     for work in later:
-        ax.plot(0.985, work["cso_map"], "s", mfc="white", mec=INK, ms=5.5, mew=1.2, **place)
+        if work["cso_map_low"] is None:
+            ax.plot(0.985, work["cso_map"], "s", mfc="white", mec=INK, ms=5.5, mew=1.2, **place)
+        else:
+            ax.plot([0.985, 0.985], [work["cso_map_low"], work["cso_map"]], "_-", color=INK, ms=8, mew=1.2, lw=1.2, **place)
     if later:
         ax.plot([], [], "s", mfc="white", mec=INK, ms=5.5, mew=1.2, label="later work (place on this axis unknown)")
 

@@ -98,15 +98,18 @@ def describe_learning(trained) -> str:
             f"**Longer.** Beyond their first {budget:,} samples the others gained, in validation points: {listed}. At that moment their learning rates "
             "were still high, and a training made for this length would presumably have ended higher; read these gains as upper bounds."
         )
-    sentences += _describe_twins(trained, budget)
-    if gains and len(good) > 1:
-        spread, most = 100 * (good[0]["ours_cso_map"] - good[-1]["ours_cso_map"]), max(gains.values())
-        verdict, place = "less than", "more about its architecture than about its training"
-        if most > spread:
-            verdict, place = "more than", "at least as much about its training as about its architecture"
+    twins = _twin_gains(trained, budget)
+    if twins:
+        listed = ", ".join(f"{label} {signed(gain)}" for label, gain in twins.items())
+        sentences.append(f"**The same network twice.** Test score of the longer training against that of the shorter one: {listed}.")
+    if twins and len(good) > 1:
+        spread, least, most = 100 * (good[0]["ours_cso_map"] - good[-1]["ours_cso_map"]), min(twins.values()), max(twins.values())
+        size = "The first is the larger" if most > 2 * spread else "The second is the larger" if 2 * most < spread else "The two are of one size"
+        unknown = "" if any((row.get("ours_seeds") or 0) > 1 for row in trained) else ", which is unknown"
         sentences.append(
-            f"**So** training on was worth up to {most:.2f} points, {verdict} the {spread:.2f} that separate the architectures which were trained equally long "
-            f"and find nearly every target. A row's place among such rows says {place}; only rows of one length can be ranked."
+            f"**So** a longer training of the same network was worth {signed(least)} to {signed(most)} points on the test split, and {spread:.2f} separate the "
+            f"architectures that were trained equally long and find nearly every target. {size}, and each row is one training: rows of different length cannot "
+            f"be ranked, and rows of one length only as far as they differ by more than another seed would move them{unknown}."
         )
     return bullets(sentences)
 
@@ -128,12 +131,11 @@ def _named(row: dict) -> str:
     return f"{percent(row['ours_cso_map'])} ({row['label']})"
 
 
-def _describe_twins(trained, budget: int) -> list[str]:
-    """What the same network scored with the common budget and with its own."""
+def _twin_gains(trained, budget: int) -> dict[str, float]:
+    """Test points that networks gained which were trained twice, with the common budget and for longer."""
     short = {row["method"]: row for row in trained if row["key"].endswith("-standard")}
     pairs = [(short[row["method"]], row) for row in trained if row["key"] == row["method"] in short and row["ours_samples"] > budget]
-    listed = ", ".join(f"{row['label']} {signed(100 * (row['ours_cso_map'] - twin['ours_cso_map']))}" for twin, row in pairs)
-    return [f"**The same network twice.** Test score of the longer training against that of the shorter one: {listed}."] if pairs else []
+    return {row["label"]: 100 * (row["ours_cso_map"] - twin["ours_cso_map"]) for twin, row in pairs}
 
 
 def plot_detection(trained, ceilings: Ceilings):
@@ -240,10 +242,16 @@ def describe_ranking(ranked, ceilings: Ceilings) -> str:
         f"**Targets missed.** With all false alarms at the end, the networks stand {_span(missed, networks)} points from a perfect detector with random ranks.",
         f"**False alarms.** Hits first instead of random order is worth {_span(sorted_out, networks)} points: so much there is to win by giving false alarms, "
         "such as the halves of split targets, the lowest scores.",
-        f"**Brightness** stands {_span(placed, networks)} points from \"hits first\": it does that job, and what it has beyond it is knowledge of how well a "
-        "target fits its sub-pixel.",
+        f"**Brightness** stands {_span(placed, networks)} points from \"hits first\". Near zero it puts false alarms last as well as an oracle would. "
+        f"{_beyond(placed, networks)}",
         f"**Room.** The same detections in the order of their true distance would score {_span(room, networks)} points more.",
     ])
+
+
+def _beyond(placed, rows) -> str:
+    """Whose brightness does more than to put false alarms last."""
+    names = ", ".join(row["label"] for value, row in zip(placed, rows) if value > 0)
+    return f"Only what is above zero ({names}) is knowledge of how well a target fits its sub-pixel." if names else "Nowhere does it do more than that."
 
 
 def _span(values, rows) -> str:

@@ -10,7 +10,7 @@ from csist.datasets import Frames
 from csist.imaging import FocalPlane
 from csist.reporting.ceilings import Ceilings
 from csist.reporting.live import Live
-from csist.reporting.selection import AXIS_LABELS
+from csist.reporting.selection import AXIS_LABELS, method_label
 from csist.reporting.sources import load_result, seed_results
 from csist.reporting.tables import read_off
 
@@ -51,7 +51,8 @@ def plot_ratios(rows, ceilings: dict[int, Ceilings]):
         for ax, (ratio, some) in zip(axes.flat, at.items()):
             _draw_comparison(ax, some, ceilings[ratio])
             names = [row["label"].removesuffix(f", c = {ratio}") for row in some]
-            ax.set(yticks=range(len(some)), yticklabels=names, ylim=(len(some) - 0.5, -0.5), xlim=_crowded_range(some, ceilings[ratio]), title=f"c = {ratio}")
+            ax.set(yticks=range(len(some)), yticklabels=names, ylim=(len(some) - 0.5, -0.5), title=f"c = {ratio}")
+            ax.set_xlim(*_whole_range(some, ceilings[ratio]))
         figure.supxlabel("CSO-mAP × 100", fontsize=10)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
@@ -134,11 +135,22 @@ def _draw_comparison(ax, rows, ceilings: Ceilings | None) -> None:
     ax.errorbar([], [], xerr=[], fmt="o", ms=5, capsize=3, color=INK, label="ours, 95 % interval")
 
 
-def _crowded_range(rows, ceilings: Ceilings | None) -> tuple[float, float]:
-    """From just below the upper half of the scores to just above the highest ceiling."""
+def _drawn(rows, ceilings: Ceilings | None) -> tuple[list[float], float]:
+    """All scores of a comparison, ends of intervals included, and the highest of scores and ceilings."""
     values = [row["paper_cso_map"] for row in rows if row["paper_cso_map"] is not None]
     values += [100 * row[name] for row in rows for name in ("ours_low", "ours_high") if row[name] is not None]
-    top = max([*values, 100 * ceilings.ranked if ceilings else 0.0], default=100.0)
+    return values, max([*values, 100 * ceilings.ranked if ceilings else 0.0], default=100.0)
+
+
+def _whole_range(rows, ceilings: Ceilings | None) -> tuple[float, float]:
+    """From just below the lowest score to just above the highest ceiling."""
+    values, top = _drawn(rows, ceilings)
+    return min(values, default=0.0) - 1, top + 1
+
+
+def _crowded_range(rows, ceilings: Ceilings | None) -> tuple[float, float]:
+    """From just below the upper half of the scores to just above the highest ceiling."""
+    values, top = _drawn(rows, ceilings)
     best = max(values, default=top)
     return min((value for value in values if value > 0.85 * best), default=0.0) - 1, top + 1
 
@@ -164,20 +176,24 @@ def plot_learning_curves(rows, folder: Path | None = None):
             ax.plot(samples, score, marker="o", ms=3.5, lw=1.4, label=label, **line)
             frames = [(s, v) for s, v, entry in zip(samples, score, history) if entry["view"] == "frames"]
             ax.plot(*zip(*frames), "s", ms=7, mfc="none", mec=line["color"]) if frames else None
-        ax.plot([], [], "s", ms=7, mfc="none", mec="#1b1f24", label="after whole frames", ls="")
+        if any(entry["view"] == "frames" for _, history in curves for entry in history):
+            ax.plot([], [], "s", ms=7, mfc="none", mec="#1b1f24", label="after whole frames", ls="")
         ax.set(xlabel="training samples shown [thousands]", ylabel="validation CSO-mAP × 100", xlim=(0, None))
-        figure.legend(loc="outside upper center", ncols=3, fontsize=9) if crowded else ax.legend(loc="best")
+        figure.legend(loc="outside upper center", ncols=3 if crowded else 2, fontsize=9)
     return figure
 
 
 def _line_style(row: dict, rows) -> dict:
-    """Colour and dashes of a row's line: a method's main row in its own colour, solid; its others in further colours, dashed."""
+    """Colour and dashes of a row's line: a method's main row in its own colour, solid; others dashed, and in further colours if there are many of them."""
     import matplotlib.pyplot as plt
 
     from csist.plotting import method_colour
 
-    if row["key"] == row["method"]:
+    if row["key"] == row["method"] or row["label"] == method_label(row["method"], row["ratio"]):
         return {"color": method_colour(row["method"]), "ls": "-"}
+    variants = [one["key"] for one in rows if one["method"] == row["method"] and one["key"] != one["method"]]
+    if len(variants) <= 2:
+        return {"color": method_colour(row["method"]), "ls": ("--", ":")[variants.index(row["key"])]}
     colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     turn, place = divmod([one["key"] for one in rows if one["key"] != one["method"]].index(row["key"]), len(colours))
     return {"color": colours[place], "ls": ("--", ":", "-.")[turn % 3]}

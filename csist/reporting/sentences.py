@@ -44,14 +44,17 @@ def discrepancies(rows: list[dict]) -> list[str]:
 
 def _compare(row: dict) -> str:
     ours, gap = percent(row["ours_cso_map"]), difference(row)
-    interval = f"{percent(row['ours_low'])} to {percent(row['ours_high'])}"
+    interval = f"95 % interval {percent(row['ours_low'])} to {percent(row['ours_high'])}"
     if gap is None:
         return f"ours is {ours} ({interval}); the paper prints no number for it."
     source = ", read off its curve" if read_off(row) else ""
-    inside = 100 * row["ours_low"] <= row["paper_cso_map"] <= 100 * row["ours_high"]
-    place = "inside" if inside else "outside"
     side = "equal to" if abs(gap) < 0.005 else f"{abs(gap):.2f} {'above' if gap > 0 else 'below'}"
-    return f"ours is {ours}, {side} the paper's {number(row['paper_cso_map'])}{source}, which lies {place} our 95 % interval ({interval})."
+    margin = math.sqrt(2) * 50 * (row["ours_high"] - row["ours_low"])  # the paper's number comes from a draw of frames, too
+    meaning = "may be chance" if abs(gap) <= margin else "is more than that chance"
+    return (
+        f"ours is {ours} ({interval}), {side} the paper's {number(row['paper_cso_map'])}{source}. Two draws of test frames may differ by {margin:.2f} "
+        f"by chance; this difference {meaning}."
+    )
 
 
 def _compare_seeds(row: dict) -> str:
@@ -76,9 +79,10 @@ def _compare_training(row: dict) -> str:
     text = f"We showed it {ours:,} samples in {hours_text(row)} hours"
     if not theirs or row["options"]:  # how the paper trained its variants is not published
         return text + "."
-    longest = theirs["epochs_at_most"] * theirs["frames_per_epoch"]
-    best = f" (its best epoch was number {theirs['best_epoch']:.0f})" if theirs["best_epoch"] else ""
-    return f"{text}, the paper's recipe up to {longest:,.0f}{best}, {longest / ours:.0f} times as many."
+    at_most, best = theirs["epochs_at_most"], theirs["best_epoch"]
+    seen = (best or at_most) * theirs["frames_per_epoch"]
+    whose = f"the paper's weights had seen {seen:,.0f} (epoch {best:.0f} of at most {at_most:.0f})" if best else f"the paper's recipe shows up to {seen:,.0f}"
+    return f"{text}; {whose}, {seen / ours:.{0 if seen >= 10 * ours else 1}f} times as many."
 
 
 def bullets(sentences) -> str:
@@ -320,23 +324,19 @@ def describe_axis(rows) -> str:
     name = AXIS_LABELS[rows[0]["axis"]]
     best = max(rows, key=lambda row: row["paper_cso_map"])
     parts = [f"**The {name}.** The paper's highest point is at {best['value']:g} ({number(best['paper_cso_map'])})."]
-    near = [row for row in rows if best["paper_cso_map"] - row["paper_cso_map"] > 0]
     main = load_result(run_name("dista-net", 3))
     if main:
         half = 50 * (main["test"]["interval"][1] - main["test"]["interval"][0])
-        flat = sum(best["paper_cso_map"] - row["paper_cso_map"] <= half for row in rows)
+        flat = sum(best["paper_cso_map"] - row["paper_cso_map"] <= half for row in rows) - 1
         parts.append(
-            f"{flat} of its {len(rows)} points lie within {half:.2f} of the highest, which is how far the score of one network, our DISTA-Net, could move with "
-            "another draw of test frames."
+            f"{flat} of the other {len(rows) - 1} points lie within {half:.2f} of the highest, which is how far the score of one network, our DISTA-Net, "
+            "could move with another draw of test frames."
         )
     trained = [row for row in rows if row["status"] == "scored"]
     if trained:
         ours = max(trained, key=lambda row: row["ours_cso_map"])
-        parts.append(f"Of our {len(trained)} trained, it is at {ours['value']:g} with {our_score(ours)}.")
-        width = 100 * max(row["ours_high"] - row["ours_low"] for row in trained) / 2
-        within = [f"{row['value']:g}" for row in near if best["paper_cso_map"] - row["paper_cso_map"] <= width]
-        if within:
-            parts.append(f"The paper's points at {_listed(within)} lie below its best by less than half the width of our intervals, {width:.2f}.")
+        where = "Ours has one point" if len(trained) == 1 else f"Of our {len(trained)} trained, the highest is"
+        parts.append(f"{where}, at {ours['value']:g}: {our_score(ours)}.")
     missing = [f"{row['value']:g}" for row in rows if row["status"] != "scored"]
     return " ".join([*parts, f"Not trained yet here: {_listed(missing)}." if missing else ""]).strip()
 
