@@ -15,6 +15,7 @@ from csist.metrics import score_report
 from csist.networks import create_network
 from csist.networks.registry import NETWORKS, write_weights
 from csist.networks.unfolding import UnmixingNetwork
+from csist.plotting import method_colour
 from csist.scenes import Targets
 from csist.training import Phase, Run, write_json
 
@@ -360,8 +361,8 @@ def test_each_ratio_has_its_panel_and_ceilings(pyplot):
 def test_a_variants_learning_curve_is_dashed_in_a_colour_of_its_own(pyplot, tmp_path):
     rows = [row for row in trained(tmp_path, 1000, 1000, 1000, 1000)]
     lines = {line.get_label(): line for line in reporting.plot_learning_curves(rows, tmp_path).axes[0].lines}
-    dashed = {label for label in (row["label"] for row in rows) if lines[label].get_linestyle() == "--"}
-    assert dashed == {row["label"] for row in rows} - {"DISTA-Net", "ISTA-Net"} and len({lines[row["label"]].get_color() for row in rows}) == 4
+    assert {lines[row["label"]].get_linestyle() for row in rows} == {"--"} and len({lines[row["label"]].get_color() for row in rows}) == 4
+    assert lines["DISTA-Net"].get_color() == method_colour("dista-net")  # the network as it is
     write_result(tmp_path, reporting.longer_entries()[0])
     (main,) = reporting.make_rows(reporting.longer_entries()[:1], tmp_path)
     assert reporting.plot_learning_curves([main], tmp_path).axes[0].lines[0].get_linestyle() == "-"

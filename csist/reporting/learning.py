@@ -158,7 +158,7 @@ def plot_detection(trained, ceilings: Ceilings):
                 ax.plot(*best, color=method_colour(row["method"]), ls="", marker=mark, ms=8, label=label)
         lowest = min(x for _, some in points.values() for x, _ in some)
         whole.set(xlim=(lowest - 3, 101), ylim=(0.9 * min(y for _, some in points.values() for _, y in some), 100 * ceilings.random + 2))
-        near.set(xlim=(93, 100), ylim=(0.93 * 100 * ceilings.random - 1.5, 100 * ceilings.random + 1.5), title="magnified")
+        near.set(xlim=(93, 100), ylim=(0.93 * 100 * ceilings.random - 1.5, 100 * ceilings.random + 1.5))
         for ax in (whole, near):
             ax.set_ylabel("validation CSO-mAP × 100")
         near.set_xlabel("validation AP-25 × 100")

@@ -189,8 +189,10 @@ def _line_style(row: dict, rows) -> dict:
 
     from csist.plotting import method_colour
 
-    if row["key"] == row["method"] or row["label"] == method_label(row["method"], row["ratio"]):
+    if row["key"] == row["method"]:
         return {"color": method_colour(row["method"]), "ls": "-"}
+    if row["label"] == method_label(row["method"], row["ratio"]):  # the same network, trained in another way
+        return {"color": method_colour(row["method"]), "ls": "--"}
     variants = [one["key"] for one in rows if one["method"] == row["method"] and one["key"] != one["method"]]
     if len(variants) <= 2:
         return {"color": method_colour(row["method"]), "ls": ("--", ":")[variants.index(row["key"])]}
