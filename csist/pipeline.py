@@ -302,6 +302,7 @@ class DetectorTrainer:
             raise ValueError(f"{self.path} belongs to another recipe, network or data; delete it to start afresh")
         self.detector.load_state_dict(part("detector/"))
         self.best = part("best/") or None
+        header.setdefault("cpu_seconds", header["seconds"])  # checkpoints from before it was counted
         for name in STATE:
             setattr(self, name, header[name])
         restore_optimiser(self.optimiser, part)

@@ -27,7 +27,7 @@ from csist.imaging import SubpixelGrid  # noqa: E402
 from csist.metrics import score_report  # noqa: E402
 from csist.networks.registry import read_weights  # noqa: E402
 from csist.readout import READOUTS, read_out, tune_readout  # noqa: E402
-from csist.reporting import read_json  # noqa: E402
+from csist.reporting import beyond, read_json  # noqa: E402
 from csist.training import write_json  # noqa: E402
 
 KEPT = ("cso_map", "ap", "interval", "standard_error", "count_accuracy", "detections", "targets")  # of a score report
@@ -36,7 +36,7 @@ WHAT = "read-outs of trained networks: settings chosen on validation frames, sco
 
 def shows_windows(options, network) -> bool:
     """True if this network's images are made from windows."""
-    return not options.whole and network.windows and not network.global_statistics
+    return not options.whole and beyond.shows_windows(network)
 
 
 def plan(options, path: Path) -> dict:

@@ -394,7 +394,7 @@ def describe_finer(rows) -> str:
     at: dict[str, dict[int, float]] = {}
     for row in rows:
         if row["family"] == "network" and "(shorter)" not in row["label"]:
-            at.setdefault(row["label"].partition(",")[0], {})[row["ratio"]] = row["ours_cso_map"]
+            at.setdefault(row["label"].removesuffix(f", c = {row['ratio']}"), {})[row["ratio"]] = row["ours_cso_map"]
     several = {label: scores for label, scores in at.items() if len(scores) > 1}
     listed = [f"{label} has {', '.join(f'{percent(scores[c])} at c = {c}' for c in sorted(scores))}" for label, scores in several.items()]
     return f"{'; '.join(listed)}." if listed else "No network is trained on more than one grid yet."
