@@ -300,6 +300,38 @@ def test_ceilings_follow_from_recall():
     assert ceilings.random == pytest.approx((recall**2).mean(), abs=0.01)
 
 
+def test_the_typical_order_is_that_of_the_brightness_at_the_targets_own_sub_pixels():
+    truth = csist100k("test", 300).targets
+    snapped = reporting.on_grid(truth, 3)
+    distance = np.hypot(*np.moveaxis(snapped.xy - truth.xy, -1, 0))
+    index = np.rint(3 * snapped.xy[truth.mask] + 1).astype(int)
+    images = np.full((300, 33, 33), 999.0)  # brighter than any target where there is none
+    images[np.nonzero(truth.mask)[0], index[:, 0], index[:, 1]] = 1 - distance[truth.mask]
+    ceilings = reporting.grid_ceilings(truth, 3, images=images)
+    assert ceilings.typical == pytest.approx(ceilings.ranked, abs=1e-9)  # the closer the brighter: as good as the best order
+    plain = reporting.grid_ceilings(truth, 3)
+    assert (plain.random, plain.ranked, plain.typical) == (ceilings.random, ceilings.ranked, None)
+    with pytest.raises(ValueError, match=r"images must be \(300, 33, 33\).*got \(300, 55, 55\)"):
+        reporting.grid_ceilings(truth, 3, images=np.zeros((300, 55, 55)))
+
+
+def test_stored_ceilings_are_those_of_the_test_split(tmp_path):
+    stored, whole = reporting.stored_ceilings(3), reporting.grid_ceilings(csist100k("test").targets, 3)
+    assert stored[:2] == pytest.approx(whole[:2], abs=1e-9)
+    assert stored.random < stored.typical < stored.ranked < stored.attainable < 1
+    assert reporting.stored_ceilings(3, tmp_path) == whole  # no files: what can be computed, without a network and without the limit
+    text = reporting.describe_ceilings(stored)
+    assert all(f"{100 * value:.2f}" in text for value in stored)
+
+
+def test_ceilings_belong_to_the_weights_that_are_here():
+    from hashlib import sha256
+
+    for at in reporting.load_result("ceilings")["ratios"].values():
+        path = reporting.reproduce_folder() / "weights" / f"{at['run']}.safetensors"
+        assert sha256(path.read_bytes()).hexdigest() == at["weights_sha256"], "run reproduce/ceilings.py again"
+
+
 def test_a_target_beyond_the_edge_goes_to_the_nearest_sub_pixel():
     truth = Targets([[[-0.55, 5.0]]], [[240.0]], [1])
     assert reporting.grid_ceilings(truth, 3).ranked == pytest.approx(0.2)  # 0.217 px off: within the largest threshold only
@@ -507,6 +539,9 @@ def test_the_comparison_shows_paper_ours_and_ceilings(pyplot, rows):
     assert [label.get_text() for label in wide.get_yticklabels()] == [row["label"] for row in rows.values()]
     shown = {round(float(line.get_xdata()[0]), 2) for line in wide.lines if len(line.get_xdata()) and line.get_marker() == "D"}
     assert shown == {7.46, 45.16, 46.06, 46.74}
+    assert {"--", "-"} == {line.get_linestyle() for line in wide.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] in (45.0, 56.00000000000001)}
+    limits = reporting.plot_comparison(list(rows.values()), reporting.Ceilings(0.45, 0.56, 0.46, 0.947)).axes[0]
+    assert {line.get_linestyle() for line in limits.lines if len(line.get_xdata()) == 2} >= {"--", "-.", "-", ":"} and limits.get_xlim()[1] >= 94.7
     assert len(wide.containers) == 1 + 2  # the legend's, DISTA-Net's and ISTA's intervals
 
 

@@ -8,7 +8,7 @@ Everything that a page needs is a name of this package; its modules follow the o
 again), ``parameters``, ``pictures``.
 """
 # ruff: noqa: F401 (this file only passes names on)
-from csist.reporting.ceilings import Ceilings, describe_ceilings, grid_ceilings
+from csist.reporting.ceilings import Ceilings, describe_ceilings, draw_ceilings, grid_ceilings, on_grid, stored_ceilings
 from csist.reporting.confidence import confidence_rows, confidence_table, describe_confidence
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent
 from csist.reporting.learning import (

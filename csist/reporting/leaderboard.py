@@ -16,6 +16,7 @@ from csist.reporting import (
     Column,
     Table,
     difference,
+    draw_ceilings,
     known_methods,
     load_paper_table,
     load_result,
@@ -326,11 +327,9 @@ def crowded_range(scores) -> tuple[float, float]:
 
 
 def _draw_points(ax, rows, quantity: str, ceilings: Ceilings | None) -> None:
-    from csist.plotting import FAINT, INK, method_colour
+    from csist.plotting import INK, method_colour
 
-    if ceilings is not None:
-        ax.axhline(100 * ceilings.random, color=FAINT, ls="--", lw=1.2, label="perfect on the grid, random ranking")
-        ax.axhline(100 * ceilings.ranked, color=FAINT, ls="-", lw=1.2, label="perfect on the grid, perfect ranking")
+    draw_ceilings(ceilings, ax.axhline)
     marks = {"paper": {"marker": "D", "mfc": "none", "ms": 6}, "ours": {"marker": "o", "ms": 6}, "readout": {"marker": "^", "ms": 6.5}}
     names = {"paper": "paper", "ours": "ours, 95 % interval", "readout": "ours, best read-out"}
     for row in rows:

@@ -8,7 +8,7 @@ import numpy as np
 
 from csist.datasets import Frames
 from csist.imaging import FocalPlane
-from csist.reporting.ceilings import Ceilings
+from csist.reporting.ceilings import Ceilings, draw_ceilings
 from csist.reporting.live import Live
 from csist.reporting.selection import AXIS_LABELS, method_label
 from csist.reporting.sources import load_result, seed_results
@@ -20,7 +20,7 @@ FEW_CURVES = 7  # that many names leave room for a legend beside the curves
 def plot_comparison(rows, ceilings: Ceilings | None = None):
     """The paper's CSO-mAP (open diamonds) and ours (dots with 95 % intervals), one line per row; right, the crowded end magnified.
 
-    Vertical lines are the grid's ceilings. Returns the figure.
+    Vertical lines are the ceilings; the left panel reaches to the attainable limit if it is known. Returns the figure.
     """
     import matplotlib.pyplot as plt
 
@@ -30,17 +30,20 @@ def plot_comparison(rows, ceilings: Ceilings | None = None):
         figure, (wide, near) = plt.subplots(1, 2, figsize=(6.8, 0.32 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
         for ax in (wide, near):
             _draw_comparison(ax, rows, ceilings)
-        wide.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
+        wide.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], ylim=(len(rows) - 0.5, -0.5), xlim=(0, 100 if ceilings and ceilings.attainable else None))
         near.set(xlim=_crowded_range(rows, ceilings))
         near.tick_params(left=False)
         figure.supxlabel("CSO-mAP × 100", fontsize=10)
         handles, labels = wide.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
     return figure
 
 
 def plot_ratios(rows, ceilings: dict[int, Ceilings]):
-    """The paper's CSO-mAP and ours as in :func:`plot_comparison`, one panel per sub-pixel ratio with that ratio's ceilings; returns the figure."""
+    """The paper's CSO-mAP and ours as in :func:`plot_comparison`, one panel per sub-pixel ratio with that ratio's ceilings; returns the figure.
+
+    The attainable limit lies far to the right of the panels, so their titles name it.
+    """
     import matplotlib.pyplot as plt
 
     from csist.plotting import style
@@ -49,9 +52,9 @@ def plot_ratios(rows, ceilings: dict[int, Ceilings]):
         at = {ratio: [row for row in rows if row["ratio"] == ratio] for ratio in ceilings}
         figure, axes = plt.subplots(len(at), 1, figsize=(7.2, sum(0.38 * len(some) + 0.5 for some in at.values()) + 0.9), squeeze=False)
         for ax, (ratio, some) in zip(axes.flat, at.items()):
-            _draw_comparison(ax, some, ceilings[ratio])
+            _draw_comparison(ax, some, ceilings[ratio]._replace(attainable=None))
             names = [row["label"].removesuffix(f", c = {ratio}") for row in some]
-            ax.set(yticks=range(len(some)), yticklabels=names, ylim=(len(some) - 0.5, -0.5), title=f"c = {ratio}")
+            ax.set(yticks=range(len(some)), yticklabels=names, ylim=(len(some) - 0.5, -0.5), title=_panel_title(ratio, ceilings[ratio]))
             ax.set_xlim(*_whole_range(some, ceilings[ratio]))
         figure.supxlabel("CSO-mAP × 100", fontsize=10)
         handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -59,11 +62,15 @@ def plot_ratios(rows, ceilings: dict[int, Ceilings]):
     return figure
 
 
-def plot_hyperparameters(rows):
+def _panel_title(ratio: int, ceilings: Ceilings) -> str:
+    return f"c = {ratio}" + (f"          attainable without a grid: {100 * ceilings.attainable:.1f} →" if ceilings.attainable else "")
+
+
+def plot_hyperparameters(rows, ceilings: Ceilings | None = None):
     """CSO-mAP along the axes of the paper's Figure 7; returns the figure.
 
     The paper's points are diamonds, filled where it prints the number and open where it only draws it; ours are dots with 95 % intervals. A point far
-    below the others is written at the lower edge.
+    below the others is written at the lower edge. Of the ceilings those are drawn that the figure reaches, random and typical order.
     """
     import matplotlib.pyplot as plt
 
@@ -77,12 +84,14 @@ def plot_hyperparameters(rows):
         low, high = min(shown) - 0.5, max(shown) + 0.3
         for ax, (axis, points) in zip(axes.flat, at.items()):
             _draw_axis(ax, points, low)
+            draw_ceilings(ceilings and Ceilings(ceilings.random, None, ceilings.typical), ax.axhline)
             values = [row["value"] for row in points]
             margin = 0.08 * (max(values) - min(values))
             ax.set(xlabel=AXIS_LABELS[axis], xticks=values, xlim=(min(values) - margin, max(values) + margin), ylim=(low, high))
             ax.xaxis.set_major_formatter("{x:g}")
         axes.flat[0].set_ylabel("CSO-mAP × 100")
-        figure.legend(handles=_hyperparameter_legend(), loc="outside upper center", ncols=3, fontsize=9)
+        lines = axes.flat[0].get_legend_handles_labels()[0]
+        figure.legend(handles=[*_hyperparameter_legend(), *lines], loc="outside upper center", ncols=2, fontsize=8)
     return figure
 
 
@@ -121,9 +130,7 @@ def _hyperparameter_legend():
 def _draw_comparison(ax, rows, ceilings: Ceilings | None) -> None:
     from csist.plotting import FAINT, INK, method_colour
 
-    if ceilings is not None:
-        ax.axvline(100 * ceilings.random, color=FAINT, ls="--", lw=1.2, label="perfect detection, random ranking")
-        ax.axvline(100 * ceilings.ranked, color=FAINT, ls="-", lw=1.2, label="perfect detection, perfect ranking")
+    draw_ceilings(ceilings, ax.axvline)
     for place, row in enumerate(rows):
         ax.axhline(place, color=FAINT, lw=0.4, alpha=0.5, zorder=0)
         if row["paper_cso_map"] is not None:
@@ -136,7 +143,7 @@ def _draw_comparison(ax, rows, ceilings: Ceilings | None) -> None:
 
 
 def _drawn(rows, ceilings: Ceilings | None) -> tuple[list[float], float]:
-    """All scores of a comparison, ends of intervals included, and the highest of scores and ceilings."""
+    """All scores of a comparison, ends of intervals included, and the highest of scores and the grid's ceilings."""
     values = [row["paper_cso_map"] for row in rows if row["paper_cso_map"] is not None]
     values += [100 * row[name] for row in rows for name in ("ours_low", "ours_high") if row[name] is not None]
     return values, max([*values, 100 * ceilings.ranked if ceilings else 0.0], default=100.0)

@@ -316,7 +316,7 @@ def describe_ratio(rows, ceilings: Ceilings) -> str:
     scores = {"the paper's best row": printed, "ours" if printed else "our best row": ours}
     gaps = {whose: score - 100 * ceilings.random for whose, score in scores.items() if score is not None}
     best = [f"{whose} is {abs(gap):.2f} {'above' if gap > 0 else 'below'}" for whose, gap in gaps.items()]
-    return f"{text} Against the first of the two, {' and '.join(best)}." if best else text
+    return f"{text} Against the first of these numbers, {' and '.join(best)}." if best else text
 
 
 def describe_axis(rows) -> str:
