@@ -11,6 +11,7 @@ force, goes on from its checkpoint. Several workers can share the queue: a run t
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import tarfile
@@ -90,7 +91,9 @@ def main(arguments=None) -> int:
     runs = {run.name: run for run in load_runs(options.runs)}
     unknown = [name for name in options.only or [] if name not in runs]
     if unknown:
-        parser.error(f"no such run: {', '.join(unknown)}; known: {', '.join(runs)}")
+        near = [close for name in unknown for close in difflib.get_close_matches(name, runs)]
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        parser.error(f"no such run: {', '.join(unknown)}{hint} (--list names all)")
     results, weights, checkpoints = (options.output / name for name in ("results", "weights", "checkpoints"))
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     first, status = int(os.environ.get("RANK", 0)) == 0, 0

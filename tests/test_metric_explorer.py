@@ -285,4 +285,6 @@ def test_everything_has_a_name(browser, tmp_path):  # noqa: F811
 def test_fits_the_page(browser, tmp_path, width, style):  # noqa: F811
     page = open_page(browser, tmp_path, MetricExplorer(), style=style, viewport={"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".metx-scroll").evaluate("e => e.scrollWidth <= e.clientWidth")  # the table needs no scrolling
+    assert page.locator(".metx-table thead th:visible").count() == (6 if width == 380 else 10)
     page.close()

@@ -86,11 +86,14 @@ def test_two_runs_may_not_share_a_name(folder):
         load_runs(folder / "runs.yaml")
 
 
-def test_an_unknown_run_is_an_error_that_lists_the_known_ones(folder, capsys):
+def test_an_unknown_run_is_an_error_that_names_near_ones(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         work(folder, "--only", "third")
     assert stop.value.code == 2
-    assert "no such run: third; known: first, second" in capsys.readouterr().err
+    assert "no such run: third (--list names all)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        work(folder, "--only", "secnd")
+    assert "no such run: secnd; did you mean second?" in capsys.readouterr().err
 
 
 # Which run is next

@@ -175,7 +175,8 @@ def variant_entries():
 
     axes = [entry for axis in reporting.AXIS_LABELS for entry in reporting.hyperparameter_entries(axis)]
     ratios = [entry for entry in reporting.grid_ratio_entries(["ista-net", "ista-net+", "dista-net"], [5, 7]) if not re.search("recipe|ours", entry.key)]
-    return [*reporting.ablation_entries(), *reporting.open_question_entries(), *axes, *ratios]
+    suspects = [entry for method in reporting.SUSPECTS for entry in reporting.suspect_entries(method)[1:]]
+    return [*reporting.ablation_entries(), *reporting.open_question_entries(), *axes, *ratios, *suspects]
 
 
 def test_the_runs_are_what_the_pages_take_them_for():

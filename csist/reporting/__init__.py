@@ -47,6 +47,7 @@ from csist.reporting.rows import ablation_rows, hyperparameter_rows, make_rows, 
 from csist.reporting.selection import (
     ABLATION,
     AXIS_LABELS,
+    SUSPECTS,
     Entry,
     ablation_entries,
     entries,
@@ -57,6 +58,7 @@ from csist.reporting.selection import (
     method_label,
     open_question_entries,
     recipe_run,
+    suspect_entries,
     variant_entry,
 )
 from csist.reporting.sentences import (
@@ -67,6 +69,7 @@ from csist.reporting.sentences import (
     describe_order,
     describe_origin,
     describe_ratio,
+    describe_suspects,
     discrepancies,
     discrepancy,
     effect,

@@ -203,9 +203,16 @@ def _line_style(row: dict, rows) -> dict:
     variants = [one["key"] for one in rows if one["method"] == row["method"] and one["key"] != one["method"]]
     if len(variants) <= 2:
         return {"color": method_colour(row["method"]), "ls": ("--", ":")[variants.index(row["key"])]}
-    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    taken = {method_colour(one["method"]) for one in rows}
+    colours = [colour for colour in plt.rcParams["axes.prop_cycle"].by_key()["color"] if min(_colour_distance(colour, other) for other in taken) > 0.35]
     turn, place = divmod([one["key"] for one in rows if one["key"] != one["method"]].index(row["key"]), len(colours))
     return {"color": colours[place], "ls": ("--", ":", "-.")[turn % 3]}
+
+
+def _colour_distance(one: str, other: str) -> float:
+    from matplotlib.colors import to_rgb
+
+    return math.dist(to_rgb(one), to_rgb(other))
 
 
 def _histories(row: dict, folder: Path | None) -> list[list[dict]]:

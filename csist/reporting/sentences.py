@@ -222,6 +222,21 @@ def effects(rows, reference: dict) -> list[str]:
     return sentences + ([f"**Unknown here so far**{reason}: {', '.join(names)}."] if names else [])
 
 
+def describe_suspects(rows) -> str:
+    """What the retrainings of :func:`csist.reporting.suspect_entries` cost the first row's score, and what they leave unexplained; one Markdown paragraph."""
+    main, again = rows[0], [row for row in rows[1:] if row["status"] == "scored"]
+    if main["status"] != "scored" or not again:
+        return f"{main['label']} has not been trained again with other settings yet."
+    words = lambda row: row["label"].removeprefix(f"{main['label']}, ")
+    costs = [f"{words(row)} {signed(100 * (row['ours_cso_map'] - main['ours_cso_map']))}" for row in again]
+    lowest, printed = min(row["ours_cso_map"] for row in rows if row["status"] == "scored"), main["paper_cso_map"]
+    left = 100 * lowest - printed
+    text = f"**{main['label']}** scores {percent(main['ours_cso_map'])}, {signed(difference(main))} from the paper. What other settings change: {_listed(costs)} points."
+    if left > 1:
+        return f"{text} The lowest of these still stands {left:.1f} points above the paper's {number(printed)}, so most or all of its cause is still unknown."
+    return f"{text} That reaches the paper's {number(printed)}."
+
+
 def describe_order(rows) -> str:
     """Whether our scores stand in the paper's order, how many of the differences are resolved, and what the seeds allow to say; one Markdown paragraph."""
     both = [row for row in rows if row["paper_cso_map"] is not None and row["status"] == "scored"]

@@ -321,16 +321,17 @@ function render({ model, el }) {
   }
 
   function fillTable(result, shown) {
-    const th = (text, k) => h("th", { scope: "col", ...(k === shown ? { class: "metx-column" } : {}) }, text);
+    const place = (k) => k === undefined ? "" : `metx-threshold${k === shown ? " metx-column" : ""}`;
+    const th = (text, k) => h("th", { scope: "col", class: place(k) }, text);
     const head = h("tr", {}, ...["rank", "detection", "score", "nearest target", "distance [px]"].map((text) => th(text)),
       ...thresholds.map((t, k) => th(`${t.toFixed(2)} px`, k)));
-    const cell = (o, k) => h("td", { class: `metx-cell-${o}${k === shown ? " metx-column" : ""}` }, o === "hit" ? "\u25CF hit" : o);
+    const cell = (o, k) => h("td", { class: `metx-cell-${o} ${place(k)}` }, o === "hit" ? "\u25CF hit" : o);
     const body = result.ranked.map(({ slot, score, nearest, distance }, rank) => h("tr", {},
       h("td", {}, rank + 1), h("th", { scope: "row" }, letter(slot)), h("td", {}, Math.round(score * 100) / 100),
       h("td", {}, nearest < 0 ? "\u2013" : nearest + 1), h("td", {}, Number.isFinite(distance) ? distance.toFixed(3) : "\u2013"),
       ...result.each.map(({ outcomes }, k) => cell(outcomes[rank], k))));
     const foot = h("tr", {}, h("th", { scope: "row", colspan: 5 }, "average precision [%]"),
-      ...result.ap.map((ap, k) => h("td", k === shown ? { class: "metx-column" } : {}, percent(ap))));
+      ...result.ap.map((ap, k) => h("td", { class: place(k) }, percent(ap))));
     table.replaceChildren(h("thead", {}, head), h("tbody", {}, ...body), h("tfoot", {}, foot));
   }
 
