@@ -3,8 +3,8 @@
     python reproduce/ceilings.py                                # about three minutes on one core
     python reproduce/ceilings.py --size 64 --output trial.json
 
-The orders: random; typical, by the brightness that a trained network gives the targets' own sub-pixels; ranked, by true distance. The network is the one with the
-best validation score among those whose weights are here. Make the file again when such a network is trained.
+The orders: random; typical, by the brightness that a trained network gives the targets' own sub-pixels; ranked, by true distance. The network is the one
+with the best validation score among those whose weights are here. Make the file again when such a network is trained.
 """
 from __future__ import annotations
 

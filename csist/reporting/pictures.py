@@ -30,7 +30,8 @@ def plot_comparison(rows, ceilings: Ceilings | None = None):
         figure, (wide, near) = plt.subplots(1, 2, figsize=(6.8, 0.32 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
         for ax in (wide, near):
             _draw_comparison(ax, rows, ceilings)
-        wide.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], ylim=(len(rows) - 0.5, -0.5), xlim=(0, 100 if ceilings and ceilings.attainable else None))
+        wide.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], ylim=(len(rows) - 0.5, -0.5))
+        wide.set(xlim=(0, 100 if ceilings and ceilings.attainable else None))
         near.set(xlim=_crowded_range(rows, ceilings))
         near.tick_params(left=False)
         figure.supxlabel("CSO-mAP × 100", fontsize=10)

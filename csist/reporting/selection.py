@@ -183,6 +183,7 @@ SUSPECTS = {  # method: its retrainings, each a variant, words for it, options o
         ("paper-rate", "the paper's optimiser", {}),
         ("released-paper-rate", "both", {"variant": "released"}),
     ),
+    "liht": (("paper-rate", "the paper's optimiser", {}),),
     "tilista": (("paper-rate", "the paper's optimiser", {}),),
 }
 

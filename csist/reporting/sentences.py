@@ -231,7 +231,8 @@ def describe_suspects(rows) -> str:
     costs = [f"{words(row)} {signed(100 * (row['ours_cso_map'] - main['ours_cso_map']))}" for row in again]
     lowest, printed = min(row["ours_cso_map"] for row in rows if row["status"] == "scored"), main["paper_cso_map"]
     left = 100 * lowest - printed
-    text = f"**{main['label']}** scores {percent(main['ours_cso_map'])}, {signed(difference(main))} from the paper. What other settings change: {_listed(costs)} points."
+    text = f"**{main['label']}** scores {percent(main['ours_cso_map'])}, {signed(difference(main))} from the paper. "
+    text += f"What other settings change: {_listed(costs)} points."
     if left > 1:
         return f"{text} The lowest of these still stands {left:.1f} points above the paper's {number(printed)}, so most or all of its cause is still unknown."
     return f"{text} That reaches the paper's {number(printed)}."
