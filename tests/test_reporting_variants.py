@@ -240,6 +240,16 @@ def test_the_papers_order_is_reproduced_or_not(tmp_path):
     assert "0 differ here" in reporting.describe_order(scored(rows, [0.45, 0.4502, 0.4501, 0.4503]))
 
 
+def test_what_a_suspect_explains(tmp_path):
+    rows = reporting.make_rows(reporting.suspect_entries("lamp"), tmp_path)
+    assert [row["paper_cso_map"] for row in rows] == [14.22] * 4
+    assert [row["options"] for row in rows] == [None, '{"variant": "released"}', None, '{"variant": "released"}']
+    assert "has not been trained again" in reporting.describe_suspects(scored(rows, [0.354, None, None, None]))
+    partly = reporting.describe_suspects(scored(rows, [0.354, 0.295, None, 0.281]))
+    assert "the toolkit's start −5.90 and both −7.30 points" in partly and "13.9 points above the paper's 14.22" in partly and "unknown" in partly
+    assert reporting.describe_suspects(scored(rows, [0.354, 0.15, None, None])).endswith("That reaches the paper's 14.22.")
+
+
 def test_what_seeds_can_say(tmp_path):
     rows = reporting.make_rows(reporting.ablation_entries(), tmp_path)
     assert "Each row is one training." in reporting.describe_order(scored(rows, [0.44, 0.45, 0.45, 0.46], ours_seeds=1))

@@ -242,16 +242,16 @@ def describe_ranking(ranked, ceilings: Ceilings) -> str:
         f"**Targets missed.** With all false alarms at the end, the networks stand {_span(missed, networks)} points from a perfect detector with random ranks.",
         f"**False alarms.** Hits first instead of random order is worth {_span(sorted_out, networks)} points: so much there is to win by giving false alarms, "
         "such as the halves of split targets, the lowest scores.",
-        f"**Brightness** stands {_span(placed, networks)} points from \"hits first\". Near zero it puts false alarms last as well as an oracle would. "
-        f"{_beyond(placed, networks)}",
+        f"**Brightness** stands {_span(placed, networks)} points from \"hits first\": it wins by knowing a little of how well a target fits its sub-pixel, and "
+        f"loses where a false alarm outshines a hit. {_beyond(placed, networks)}",
         f"**Room.** The same detections in the order of their true distance would score {_span(room, networks)} points more.",
     ])
 
 
 def _beyond(placed, rows) -> str:
-    """Whose brightness does more than to put false alarms last."""
+    """Whose brightness wins more by what it knows of the places than it loses by false alarms."""
     names = ", ".join(row["label"] for value, row in zip(placed, rows) if value > 0)
-    return f"Only what is above zero ({names}) is knowledge of how well a target fits its sub-pixel." if names else "Nowhere does it do more than that."
+    return f"Above zero ({names}) the first outweighs the second." if names else "Nowhere does the first outweigh the second."
 
 
 def _span(values, rows) -> str:
