@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SCALE  ?= laptop
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf table1 results test lint bench train lab lock clean
+.PHONY: help book pdf table1 results test lint bench scores train lab lock clean
 
 help:           ## show this list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -53,6 +53,13 @@ lint: $(READY)  ## check the style
 
 bench: $(READY) ## measure rendering, metric, training and inference beside naive references; writes reproduce/results/bench.json
 	$(BIN)/python reproduce/bench.py
+
+scores: $(READY) ## after a training: read-outs and polish of RUN=ista-net-c3-seed0, say; brings ceilings and README up to date
+	@test -n "$(RUN)" || { echo "name the run: make scores RUN=ista-net-c3-seed0"; exit 2; }
+	$(BIN)/python reproduce/score_readouts.py --only $(RUN)
+	$(BIN)/python reproduce/score_polish.py --only $(RUN)
+	$(BIN)/python reproduce/ceilings.py
+	$(BIN)/python reproduce/readme_table.py
 
 train: $(READY) ## work through the training queue; BUDGET=25m limits it
 	$(BIN)/python reproduce/queue.py $(if $(BUDGET),--time-budget $(BUDGET))
