@@ -96,7 +96,7 @@ def test_the_attainable_limit_says_where_it_comes_from():
     limit = beyond.attainable()
     text = beyond.describe_limit(limit)
     assert f"{100 * limit['cso_map']:.2f} ± {100 * limit['uncertainty']:.2f}" in text and "exact posterior" in text and "attainable.py" in text
-    assert f"{limit['sampled']:,} of them" in text and f"{100 * limit['interior']['cso_map']:.1f}" in text
+    assert f"{limit['sampled']:,} were answered" in text and f"{100 * limit['interior']['cso_map']:.1f}" in text
 
 
 def test_a_crowd_of_networks_leaves_room_for_the_others(folder):
@@ -202,7 +202,7 @@ def test_robustness_rows_prefer_what_a_user_could_tell():
     assert table["base", "off-grid-fast"]["variant"] == "plain" and table["background-5", "dista-net"]["cso_map"] == 0.45
     text = beyond.describe_robustness(rows)
     assert "worth up to 50.0 points (read noise of 2)" in text and "falls from 91.0 to 35.0 with a ramp" in text
-    assert "1 of 2 conditions: a ramp (the ramp was subtracted" in text
+    assert "1 of 2 conditions: beyond the uncertainty under 1 (a ramp) (a ramp was subtracted" in text
     cells = {line[0]: line[1:] for line in beyond.robustness_table(rows).cells}
     assert cells["an Airy pattern"].count("–") == len(cells["an Airy pattern"]) - 1
 

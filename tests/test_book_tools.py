@@ -136,8 +136,14 @@ def test_faults_end_the_build(tmp_path):
 
 # PDF -------------------------------------------------------------------------------------------------------------------------------------------------
 
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf8"><title>t</title></head><body><h1>One</h1>
-<details><summary>answer</summary><p>forty-two</p></details><h1 style="break-before: page">Two</h1>{}</body></html>"""
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf8"><title>t</title></head><body>
+<div id="jb-print-toc"><a href="#document-one">One</a> <a href="#document-two">Two</a></div>
+<article><section id="book"><h1>Book<a href="#book">#</a></h1>
+<span id="document-one"></span><section id="one"><h2>One<a class="headerlink" href="#one">#</a></h2>
+<details><summary>answer</summary><p>forty-two</p></details><section id="summary"><h3>Summary<a class="headerlink" href="#summary">#</a></h3></section></section>
+<span id="document-two" style="display: block; break-before: page"></span><section id="two"><h2>Two<a class="headerlink" href="#two">#</a></h2>
+<section id="summary" style="margin-top: 400px"><h3>Summary<a class="headerlink" href="#summary">#</a></h3></section></section>
+</section></article>{}</body></html>"""
 
 
 def chromium():
@@ -148,12 +154,20 @@ def chromium():
 
 def test_print_pdf(tmp_path):
     chromium()
+    pypdf = pytest.importorskip("pypdf")
     page, pdf = tmp_path / "page.html", tmp_path / "new" / "book.pdf"
-    page.write_text(PAGE.format(""), encoding="utf8")
+    page.write_text(PAGE.format("<style>.csist-title { break-after: page }</style>"), encoding="utf8")
     print_pdf.print_pdf(page, pdf)
-    content = pdf.read_bytes()
-    assert content.startswith(b"%PDF-") and b"/Outlines" in content and len(re.findall(rb"/Type /Page\b", content)) == 2
     assert [file.name for file in pdf.parent.iterdir()] == ["book.pdf"]
+    book = pypdf.PdfReader(pdf)
+    first, one, two = (sheet.extract_text() for sheet in book.pages)
+    assert "Unmixing closely spaced infrared targets" in first and book.metadata.author == "The csist authors"
+    assert re.search(r"One\s*2\s.*Two\s*3", one) and "forty-two" in one and "Summary" in two  # the contents say the pages
+    whole, (chapter_one, (summary_one,), chapter_two, (summary_two,)) = book.outline[0], book.outline[1:]
+    assert [item.title for item in (whole, chapter_one, summary_one, chapter_two, summary_two)] == ["Book#", "One", "Summary", "Two", "Summary"]
+    places = [book.get_destination_page_number(item) + 1 for item in (chapter_one, summary_one, chapter_two, summary_two)]
+    assert places == [2, 2, 3, 3]  # equal ids are told apart
+    assert 225 < chapter_two.top - summary_two.top < 280  # 400 pixels at 96 to the inch and a scale of 0.75, and the heading
 
 
 def test_print_pdf_says_what_is_wrong(tmp_path, capsys):

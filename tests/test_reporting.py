@@ -260,10 +260,10 @@ def test_a_discrepancy_says_side_and_interval(rows):
     text = reporting.discrepancy(row)
     assert "ours is 47.00 (95 % interval 46.80 to 47.20), 0.26 above the paper's 46.74." in text
     assert "may differ by 0.28 by chance; this difference may be chance" in text  # sqrt(2) times 0.2: both numbers come from a draw of frames
-    assert "nearly every target is found" in text and f"{row['ours_samples']:,} samples in 0.50 hours" in text
+    assert "nearly every target is found" in text and f"{row['ours_samples']:,} samples in all, in 0.50 hours" in text
     assert "the paper's weights had seen 3,760,000 (epoch 47 of at most 250)" in text
     sure = reporting.discrepancy(row | {"ours_low": 0.469, "ours_high": 0.471, "ours_ap25": 0.8})
-    assert "differ by 0.14 by chance; this difference is more than that chance" in sure and "detection itself is what is left" in sure
+    assert "differ by 0.14 by chance; this difference is more than that chance" in sure and "fewer of both, or lower ranks for the false" in sure
 
 
 def test_a_discrepancy_without_a_score_is_short(rows):

@@ -59,7 +59,7 @@ def test_too_few_rows_are_no_comparison(trained):
 
 def test_the_same_network_with_both_budgets_is_compared_on_test(trained):
     twin = made_up("dista-net", [0.44, 0.445], BUDGET, test=0.451, ap25=0.97, key="dista-net-standard")
-    assert "of the shorter one: DISTA-NET +0.70." in reporting.describe_learning([*trained, twin])
+    assert "of the shorter one: DISTA-NET +0.70 (" in reporting.describe_learning([*trained, twin])
 
 
 def test_the_table_says_how_far_a_run_had_come(trained):

@@ -198,7 +198,9 @@ def test_equal_training_is_said(tmp_path):
     assert reporting.describe_lengths(rows) == "The 2 trained rows were shown equally many samples, 1,000."
     assert "no pure effect" not in reporting.effect(rows[0], rows[1])
     other = [rows[0] | {"ours_recipe": "another"}, rows[1]]
-    assert "differ in more than length" in reporting.describe_lengths(other)
+    assert "Their recipes still differ; " in reporting.describe_lengths(other)
+    longer = [rows[0] | {"ours_recipe": "another", "ours_samples": 3000}, rows[1]]
+    assert "Their recipes differ in more than length; " in reporting.describe_lengths(longer)
     assert "Fewer than two" in reporting.describe_lengths(rows[:1] + rows[2:])
 
 
@@ -246,7 +248,8 @@ def test_what_a_suspect_explains(tmp_path):
     assert [row["options"] for row in rows] == [None, '{"variant": "released"}', None, '{"variant": "released"}']
     assert "has not been trained again" in reporting.describe_suspects(scored(rows, [0.354, None, None, None]))
     partly = reporting.describe_suspects(scored(rows, [0.354, 0.295, None, 0.281]))
-    assert "the toolkit's start −5.90 and both −7.30 points" in partly and "13.9 points above the paper's 14.22" in partly and "unknown" in partly
+    assert "the toolkit's start −5.90 and both −7.30 points" in partly
+    assert "at most 7.3 of the 21.2 points above the paper's 14.22; the rest is unknown" in partly
     assert reporting.describe_suspects(scored(rows, [0.354, 0.15, None, None])).endswith("That reaches the paper's 14.22.")
 
 
@@ -261,7 +264,8 @@ def test_what_longer_training_gave(tmp_path):
     short, *_ = trained(tmp_path, 1000)
     (longer,) = reporting.make_rows(reporting.longer_entries()[:1], tmp_path)
     assert "nothing to compare, because it is not trained yet" in reporting.longer_training(short, longer)
-    scored = longer | {"status": "scored", "ours_samples": 3000, "ours_cso_map": short["ours_cso_map"] + 0.01}
+    scored = longer | {"status": "scored", "ours_samples": 3000, "ours_cso_map": short["ours_cso_map"] + 0.01, "ours_recipe": short["ours_recipe"]}
+    assert "differ in more than length" in reporting.longer_training(short, scored | {"ours_recipe": "another"})
     text = reporting.longer_training(short, scored)
     assert text.startswith("**ISTA-Net (Table 1)**: 3,000 samples instead of 1,000 take it from") and text.endswith(", +1.00.")
 

@@ -28,12 +28,13 @@ from csist.reporting import (
     percent,
     table1_rows,
 )
+from csist.reporting.beyond import shows_windows
 from csist.reporting.layout import row_value
 
 THROUGHPUT, LATENCY = 64, 1  # batch sizes of reproduce/throughput.py
 KEPT = (
     *("key", "method", "label", "ratio", "status", "result", "paper_cso_map", "paper_parameters_m", "paper_macs_g_batch64"),
-    *("ours_cso_map", "ours_low", "ours_high", "ours_count_accuracy", "ours_parameters", "ours_macs_batch64"),
+    *("ours_cso_map", "ours_low", "ours_high", "ours_count_accuracy", "ours_samples", "ours_parameters", "ours_macs_batch64"),
 )
 
 
@@ -65,7 +66,7 @@ def leaderboard_rows(ratio: int = 3, seed: int = 0, folder: Path | None = None) 
     rows = []
     for row in table1_rows(check_ratio(ratio), board_methods(ratio), seed=seed, folder=folder):
         stored = runs.get(row["result"], {"readouts": {}})
-        rows.append({key: row[key] for key in KEPT} | _speed_columns(speeds.get(row["method"])) | _readout_columns(stored["readouts"]))
+        rows.append({key: row[key] for key in KEPT} | _speed_columns(row["method"], speeds.get(row["method"])) | _readout_columns(stored["readouts"]))
     rows.sort(key=lambda row: (-(row["ours_cso_map"] or 0), -(row["paper_cso_map"] or 0)))
     return [{**row, "rank": place if row["status"] == "scored" else None} for place, row in enumerate(rows, start=1)]
 
@@ -79,15 +80,17 @@ def board_methods(ratio: int = 3) -> list[str]:
     return [method for method in known_methods(ratio) if method in paper_values(ratio) or method in NETWORKS]
 
 
-def _speed_columns(measured: dict | None) -> dict:
-    fastest = {batch: max(_speeds(measured, batch), default=None) for batch in (THROUGHPUT, LATENCY)}
+def _speed_columns(method: str, measured: dict | None) -> dict:
+    alike = method in NETWORKS and shows_windows(NETWORKS[method])
+    fastest = {batch: max(_speeds(measured, batch, windows=alike), default=None) for batch in (THROUGHPUT, LATENCY)}
     return {"frames_per_second": fastest[THROUGHPUT], "latency_ms": None if fastest[LATENCY] is None else 1000 / fastest[LATENCY]}
 
 
-def _speeds(measured: dict | None, batch: int) -> list[float]:
-    """Speeds of a network at one batch size, in every precision, on frames and on windows; those that failed are left out."""
+def _speeds(measured: dict | None, batch: int, windows: bool) -> list[float]:
+    """Speeds of a network at one batch size, in every precision, on frames and, where it may be shown them, on windows; those that failed are left out."""
     measurements = measured["measurements"] if measured else []
-    return [entry["frames_per_second"] for entry in measurements if entry["batch"] == batch and "frames_per_second" in entry]
+    allowed = [entry for entry in measurements if entry["batch"] == batch and (windows or not entry["windows"])]
+    return [entry["frames_per_second"] for entry in allowed if "frames_per_second" in entry]
 
 
 def _readout_columns(readouts: dict) -> dict:
@@ -119,6 +122,7 @@ def leaderboard_table(rows, later=()) -> Table:
     text = lambda name, show=number, **options: lambda row: show(row.get(name), **options)
     columns = [
         Column("ours", "CSO-mAP ▼ (95 % interval)", lambda row: our_score(row) if "status" in row else "–"),
+        Column("ours", "samples shown", text("ours_samples", digits=0)),
         Column("printed", "CSO-mAP", lambda row: row.get("printed_words") or number(row.get("cso_map_printed"))),
         Column("", "difference", lambda row: f"{gap:+.2f}".replace("-", "−") if (gap := row.get("difference")) is not None else "–"),
         Column("ours, best read-out", "CSO-mAP", text("readout_cso_map", percent)),
@@ -217,6 +221,19 @@ def describe_status(rows) -> str:
             waiting.setdefault(row["status"], []).append(row["label"])
     others = "".join(f" {status.capitalize()}: {', '.join(labels)}." for status, labels in waiting.items())
     return f"{len(scored)} of {len(rows)} rows are scored here.{others}"
+
+
+def describe_training(rows) -> str:
+    """Which rows were shown more samples than most, and what that makes of their places, as one Markdown sentence; empty where all had the same number."""
+    counts = [row["ours_samples"] for row in rows if row["ours_samples"]]
+    usual = max(sorted(set(counts)), key=counts.count, default=0)
+    longer = [row for row in rows if (row["ours_samples"] or 0) > usual]
+    if not longer:
+        return ""
+    times = sorted(row["ours_samples"] / usual for row in longer)
+    many = f"{times[0]:.1f}" if len(times) == 1 else f"{times[0]:.1f} to {times[-1]:.1f}"
+    names = ", ".join(row["label"] for row in longer)
+    return f"Shown {many} times as many samples as most others: {names}. So places rank trainings as much as architectures; Table 1's page tells them apart."
 
 
 def cite_later_work(later) -> str:

@@ -101,7 +101,10 @@ def describe_learning(trained) -> str:
     twins = _twin_gains(trained, budget)
     if twins:
         listed = ", ".join(f"{label} {signed(gain)}" for label, gain in twins.items())
-        sentences.append(f"**The same network twice.** Test score of the longer training against that of the shorter one: {listed}.")
+        sentences.append(
+            f"**The same network twice.** Test score of the longer training against that of the shorter one: {listed} (where their recipes differ in more than "
+            "length, the table of how the rows were made says so)."
+        )
     if twins and len(good) > 1:
         spread, least, most = 100 * (good[0]["ours_cso_map"] - good[-1]["ours_cso_map"]), min(twins.values()), max(twins.values())
         size = "The first is the larger" if most > 2 * spread else "The second is the larger" if 2 * most < spread else "The two are of one size"
@@ -123,7 +126,7 @@ def _describe_equal(equal, good, budget: int) -> str:
     others = [row for row in equal if row not in good]
     if others:
         listed = ", ".join(f"{row['label']} {percent(row['ours_cso_map'])}, with an AP-25 of {percent(row['ours_ap25'], 1)}" for row in others)
-        text += f" Behind, because they do not find all targets: {listed}."
+        text += f" Behind, because they miss targets or rank false detections above hits (the table of orders below tells which): {listed}."
     return text
 
 

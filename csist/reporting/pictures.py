@@ -14,6 +14,7 @@ from csist.reporting.selection import AXIS_LABELS, method_label
 from csist.reporting.sources import load_result, seed_results
 from csist.reporting.tables import read_off
 
+MARKS = "oD^vP*X<>"  # squares mark a change of view
 FEW_CURVES = 7  # that many names leave room for a legend beside the curves
 
 
@@ -184,12 +185,12 @@ def plot_learning_curves(rows, folder: Path | None = None):
         names = list(dict.fromkeys(row["label"] for row, _ in curves))
         crowded = len(names) > FEW_CURVES
         figure, ax = plt.subplots(figsize=(6.4, 3.6 + crowded * 0.25 * math.ceil((len(names) + 1) / 3)))
-        named = set()
+        named, marks = set(), dict(zip(names, MARKS * len(names)))
         for row, history in curves:
             samples, score = [entry["samples"] / 1000 for entry in history], [100 * entry["val_cso_map"] for entry in history]
             line, label = _line_style(row, rows), None if row["label"] in named else row["label"]
             named.add(row["label"])
-            ax.plot(samples, score, marker="o", ms=3.5, lw=1.4, label=label, **line)
+            ax.plot(samples, score, marker=marks[row["label"]] if crowded else "o", ms=3.5, lw=1.4, label=label, **line)
             frames = [(s, v) for s, v, entry in zip(samples, score, history) if entry["view"] == "frames"]
             ax.plot(*zip(*frames), "s", ms=7, mfc="none", mec=line["color"]) if frames else None
         if any(entry["view"] == "frames" for _, history in curves for entry in history):

@@ -68,7 +68,7 @@ def _compare_detection(row: dict) -> str:
     if row["ours_ap25"] >= NEARLY_ALL:
         meaning = "nearly every target is found within a quarter of a pixel, so what is left to gain is ranking and the grid's own error"
     else:
-        meaning = "targets are missed at a quarter of a pixel or drowned by false detections, so detection itself is what is left to gain"
+        meaning = "targets are missed at a quarter of a pixel or drowned by false detections; fewer of both, or lower ranks for the false, would gain most"
     return f"AP-25 is {percent(row['ours_ap25'])}{printed}: {meaning}."
 
 
@@ -76,7 +76,7 @@ def _compare_training(row: dict) -> str:
     if not row["ours_samples"]:
         return ""
     ours, theirs = row["ours_samples"], paper_training(row["method"], row["ratio"])
-    text = f"We showed it {ours:,} samples in {hours_text(row)} hours"
+    text = f"We showed it {ours:,} samples in all, in {hours_text(row)} hours"
     if not theirs or row["options"]:  # how the paper trained its variants is not published
         return text + "."
     at_most, best = theirs["epochs_at_most"], theirs["best_epoch"]
@@ -182,7 +182,8 @@ def describe_lengths(rows) -> str:
     else:
         text = f"The {len(trained)} trained rows were shown equally many samples, {longest['ours_samples']:,}."
     if len({row["ours_recipe"] for row in trained}) > 1:
-        text += " Their recipes differ in more than length; the table of how the rows were made says in what."
+        text += f" Their recipes {'differ in more than length' if shortest['ours_samples'] < longest['ours_samples'] else 'still differ'}; "
+        text += "the table of how the rows were made says in what."
     return text
 
 
@@ -234,7 +235,8 @@ def describe_suspects(rows) -> str:
     text = f"**{main['label']}** scores {percent(main['ours_cso_map'])}, {signed(difference(main))} from the paper. "
     text += f"What other settings change: {_listed(costs)} points."
     if left > 1:
-        return f"{text} The lowest of these still stands {left:.1f} points above the paper's {number(printed)}, so most or all of its cause is still unknown."
+        known = 100 * (main["ours_cso_map"] - lowest)
+        return f"{text} They explain at most {known:.1f} of the {difference(main):.1f} points above the paper's {number(printed)}; the rest is unknown."
     return f"{text} That reaches the paper's {number(printed)}."
 
 
@@ -284,9 +286,10 @@ def longer_training(row: dict, longer: dict) -> str:
     if missing:
         return f"**{longer['label']}**: nothing to compare, because {'it' if missing is longer else 'the row with the common budget'} is {missing['status']}."
     gap = 100 * (longer["ours_cso_map"] - row["ours_cso_map"])
+    other = "" if longer["ours_recipe"] == row["ours_recipe"] else " (their recipes differ in more than length, see below)"
     return (
         f"**{longer['label']}**: {longer['ours_samples']:,} samples instead of {row['ours_samples']:,} take it from {percent(row['ours_cso_map'])} to "
-        f"{percent(longer['ours_cso_map'])}, {signed(gap)}."
+        f"{percent(longer['ours_cso_map'])}, {signed(gap)}{other}."
     )
 
 
@@ -342,11 +345,11 @@ def describe_axis(rows) -> str:
     parts = [f"**The {name}.** The paper's highest point is at {best['value']:g} ({number(best['paper_cso_map'])})."]
     main = load_result(run_name("dista-net", 3))
     if main:
-        half = 50 * (main["test"]["interval"][1] - main["test"]["interval"][0])
+        half = math.sqrt(2) * 50 * (main["test"]["interval"][1] - main["test"]["interval"][0])
         flat = sum(best["paper_cso_map"] - row["paper_cso_map"] <= half for row in rows) - 1
         parts.append(
-            f"{flat} of the other {len(rows) - 1} points lie within {half:.2f} of the highest, which is how far the score of one network, our DISTA-Net, "
-            "could move with another draw of test frames."
+            f"{flat} of the other {len(rows) - 1} points lie within {half:.2f} of the highest, by which the scores of one network, our DISTA-Net, could differ "
+            "on two draws of test frames."
         )
     trained = [row for row in rows if row["status"] == "scored"]
     if trained:
