@@ -140,7 +140,8 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf8"><title>t</ti
 <div id="jb-print-toc"><a href="#document-one">One</a> <a href="#document-two">Two</a></div>
 <article><section id="book"><h1>Book<a href="#book">#</a></h1>
 <span id="document-one"></span><section id="one"><h2>One<a class="headerlink" href="#one">#</a></h2>
-<details><summary>answer</summary><p>forty-two</p></details><section id="summary"><h3>Summary<a class="headerlink" href="#summary">#</a></h3></section></section>
+<details><summary>answer</summary><p>forty-two</p></details>
+<section id="summary"><h3>Summary<a class="headerlink" href="#summary">#</a></h3></section></section>
 <span id="document-two" style="display: block; break-before: page"></span>
 <section id="two"><h2>Two<a class="headerlink" href="#two">#</a></h2>
 <section id="summary" style="margin-top: 400px"><h3>Summary<a class="headerlink" href="#summary">#</a></h3></section></section>
