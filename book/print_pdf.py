@@ -38,6 +38,13 @@ UNFOLD = """async () => {
     for (const details of document.querySelectorAll("details")) details.open = true;
     for (const folded of document.querySelectorAll(".toggle-hidden")) folded.classList.remove("toggle-hidden");
     for (const image of document.images) image.loading = "eager";
+    for (const card of document.querySelectorAll(".sd-card")) {  // on paper a card's title is its link
+        const link = card.querySelector("a.sd-stretched-link"), title = card.querySelector(".sd-card-title");
+        if (!link || !title) continue;
+        link.textContent = title.textContent;
+        link.classList.remove("sd-hide-link-text");
+        title.replaceChildren(link);
+    }
     await Promise.all([...document.images].map(image => image.decode().catch(() => null)));
     await document.fonts.ready;
     for (const table of document.querySelectorAll("article table")) {  // one that is wider than the paper is set smaller
