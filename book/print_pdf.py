@@ -11,6 +11,7 @@ to which heights links lead: Chromium forgets scale and margin there.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -29,7 +30,7 @@ ARRIVED = "() => document.readyState === 'complete' && !document.querySelector('
 SCALE = 0.75  # the screen's type is large for paper
 MARGIN = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 WIDTH = round((210 - 2 * 16) / 25.4 * 96 / SCALE)  # the text's width on A4 in the page's own pixels
-TOP = 16 / 25.4 * 72  # the upper margin in points
+TOP = float(MARGIN["top"].removesuffix("mm")) / 25.4 * 72  # in points
 LEVELS = 3  # of headings in the outline: chapters, sections, subsections
 
 UNFOLD = """async () => {
@@ -169,6 +170,7 @@ def finish(pdf: Path, headings, about: dict) -> None:
     from pypdf import PdfReader, PdfWriter
     from pypdf.generic import Fit, FloatObject, NameObject
 
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of Chromium's count of objects, which harms nothing
     writer = PdfWriter(clone_from=PdfReader(pdf))
     places = writer.root_object.get("/Dests", {})
     pages, parents = destinations(pdf), {}

@@ -18,10 +18,9 @@ HERE = Path(__file__).resolve().parent
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
 from csist.datasets import csist100k, frames_hash  # noqa: E402
-from csist.evaluation import predict, provenance  # noqa: E402
+from csist.evaluation import predict, provenance, quick_way  # noqa: E402
 from csist.networks.registry import NETWORKS, read_weights, run_name  # noqa: E402
 from csist.reporting import grid_ceilings, load_result, read_json  # noqa: E402
-from csist.reporting.beyond import shows_windows  # noqa: E402
 from csist.training import write_json  # noqa: E402
 
 RATIOS = (3, 5, 7)
@@ -50,7 +49,7 @@ def weights_of(run: str) -> Path:
 def at_ratio(ratio: int, planned: dict, data, device: str) -> dict:
     """The three ceilings, and which network's brightness is the typical order."""
     network, _ = read_weights(weights_of(planned["run"]))
-    images = predict(network, data.frames, device=device, **({"windows": True, "precision": "bfloat16"} if shows_windows(network) else {}))
+    images = predict(network, data.frames, device=device, **quick_way(network))
     ceilings = grid_ceilings(data.targets, ratio, images=images)
     return {"random": ceilings.random, "typical": ceilings.typical, "ranked": ceilings.ranked, "frames": len(data.frames), **planned}
 

@@ -21,12 +21,11 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
 from csist.confidence import fit_confidence, hit_share  # noqa: E402
 from csist.datasets import csist100k, frames_hash  # noqa: E402
-from csist.evaluation import predict, provenance  # noqa: E402
+from csist.evaluation import predict, provenance, quick_way  # noqa: E402
 from csist.imaging import SubpixelGrid  # noqa: E402
 from csist.metrics import cso_map, score_report  # noqa: E402
 from csist.networks.registry import read_weights  # noqa: E402
 from csist.reporting import read_json  # noqa: E402
-from csist.reporting.beyond import shows_windows  # noqa: E402
 from csist.reporting.learning import rank_by_distance  # noqa: E402
 from csist.training import write_json  # noqa: E402
 
@@ -54,7 +53,7 @@ def score_run(path: Path, options) -> dict:
     """Learn the confidence of one weights file and score it."""
     started = time.process_time()
     network, header = read_weights(path)
-    how = {"device": options.device} | ({"windows": True, "precision": "bfloat16"} if shows_windows(network) else {})
+    how = {"device": options.device} | quick_way(network)
     grid = SubpixelGrid(network.plane.shape, network.ratio)
     known, val, test = csist100k("train", options.train_size), csist100k("val", options.val_size), csist100k("test", options.size)
     confidence = fit_confidence(predict(network, known.frames, **how), known.frames, known.targets, grid, network.plane)

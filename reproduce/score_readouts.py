@@ -22,21 +22,21 @@ HERE = Path(__file__).resolve().parent
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
 from csist.datasets import csist100k, frames_hash  # noqa: E402
-from csist.evaluation import predict, provenance  # noqa: E402
+from csist.evaluation import predict, provenance, quick_way  # noqa: E402
 from csist.imaging import SubpixelGrid  # noqa: E402
 from csist.metrics import score_report  # noqa: E402
 from csist.networks.registry import read_weights  # noqa: E402
 from csist.readout import READOUTS, read_out, tune_readout  # noqa: E402
-from csist.reporting import beyond, read_json  # noqa: E402
+from csist.reporting import read_json  # noqa: E402
 from csist.training import write_json  # noqa: E402
 
 KEPT = ("cso_map", "ap", "interval", "standard_error", "count_accuracy", "detections", "targets")  # of a score report
 WHAT = "read-outs of trained networks: settings chosen on validation frames, scored once on test frames (csist.readout)"
 
 
-def shows_windows(options, network) -> bool:
-    """True if this network's images are made from windows."""
-    return not options.whole and beyond.shows_windows(network)
+def way(options, network) -> dict:
+    """How this network's images are made, as options of predict."""
+    return {} if options.whole else quick_way(network)
 
 
 def plan(options, path: Path) -> dict:
@@ -44,7 +44,7 @@ def plan(options, path: Path) -> dict:
     network, _ = read_weights(path)
     return {
         "weights_sha256": sha256(path.read_bytes()).hexdigest(),
-        "shown": "windows, bfloat16" if shows_windows(options, network) else "whole frames, float32",
+        "shown": "windows, bfloat16" if way(options, network) else "whole frames, float32",
         "validation_frames": options.val_size,
         "validation_sha256": frames_hash(csist100k("val", options.val_size)),
         "frames": len(csist100k("test", options.size).frames),
@@ -61,7 +61,7 @@ def score_run(path: Path, options, show=lambda line: None) -> dict:
     """Tune and score all read-outs of one weights file."""
     started = time.perf_counter()
     network, header = read_weights(path)
-    how = {"device": options.device} | ({"windows": True, "precision": "bfloat16"} if shows_windows(options, network) else {})
+    how = {"device": options.device} | way(options, network)
     grid = SubpixelGrid(network.plane.shape, network.ratio)
     val, test = csist100k("val", options.val_size), csist100k("test", options.size)
     seen, unseen = predict(network, val.frames, **how), predict(network, test.frames, **how)

@@ -139,6 +139,27 @@ def test_readout_tables_have_a_column_for_each_read_out_that_was_scored(folder):
     assert table.cells == [[run_name(SMALLEST, 3), "45.00", "56.00", "54.00", "53.00"]]
 
 
+def test_a_speed_on_windows_counts_only_where_a_window_tells_as_much():
+    measured = {"measurements": [{"batch": 64, "windows": windows, "frames_per_second": speed} for windows, speed in ((False, 100.0), (True, 400.0))]}
+    speed = lambda method: leaderboard._speed_columns(method, measured)["frames_per_second"]
+    assert speed("ista-net") == 400 and speed("edsr") == 100  # EDSR takes a mean over the image
+
+
+def test_rows_that_were_trained_longer_are_named():
+    rows = [{"label": label, "ours_samples": samples} for label, samples in (("A", 3000), ("B", 1800), ("C", 1000), ("D", 1000), ("E", None))]
+    assert leaderboard.describe_training(rows).startswith("Shown 1.8 to 3.0 times as many samples as most others: A, B. ")
+    assert leaderboard.describe_training(rows[1:]).startswith("Shown 1.8 times as many samples as most others: B. ")
+    assert leaderboard.describe_training(rows[2:]) == "" == leaderboard.describe_training([])
+
+
+def test_the_shift_of_windows_is_computed(folder):
+    stored, own = reporting.load_result("readouts", folder), reporting.load_result(run_name(SMALLEST, 3), folder)["test"]
+    expected = abs(0.45 - own["cso_map"]), abs(0.225 - own["count_accuracy"])
+    text = leaderboard.describe_shift(stored, folder)
+    assert f"{100 * expected[0]:.2f} points" in text and f"{100 * expected[1]:.1f} percentage points" in text
+    assert "No network" in leaderboard.describe_shift(None, folder)
+
+
 # Figures
 
 

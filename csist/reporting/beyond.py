@@ -16,7 +16,7 @@ import numpy as np
 
 from csist import reporting
 from csist.datasets import Frames, csist100k
-from csist.evaluation import detect, predict
+from csist.evaluation import detect, predict, shows_windows
 from csist.imaging import FocalPlane, SubpixelGrid
 from csist.limits import INTENSITY_PRIOR, crlb
 from csist.metrics import cso_map, fractional_positions, is_border, match_detections, match_pairs
@@ -232,11 +232,6 @@ def answer_now(rows, data: Frames, folder: Path | None = None, *, tier: str = "f
 def _network(path):
     network = read_weights(path)[0]
     return lambda frames: detect(predict(network, frames, windows=shows_windows(network)), SubpixelGrid(ratio=network.ratio))
-
-
-def shows_windows(network) -> bool:
-    """Whether a network's answers on windows of light are those on whole frames."""
-    return network.windows and not network.global_statistics
 
 
 def _answer(solve, data: Frames) -> Answer:

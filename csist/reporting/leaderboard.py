@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from csist.evaluation import shows_windows
 from csist.imaging import check_ratio
 from csist.networks.registry import NETWORKS, run_name
 from csist.readout import READOUTS
@@ -28,7 +29,6 @@ from csist.reporting import (
     percent,
     table1_rows,
 )
-from csist.reporting.beyond import shows_windows
 from csist.reporting.layout import row_value
 
 THROUGHPUT, LATENCY = 64, 1  # batch sizes of reproduce/throughput.py
@@ -157,6 +157,16 @@ def _later_score(work: dict) -> str:
 def _table_row(row: dict) -> dict:
     label = f"{row['rank']}. {row['label']}" if row["rank"] else row["label"]
     return {**row, "label": label, "cso_map_printed": row["paper_cso_map"], "difference": difference(row)}
+
+
+def describe_shift(stored: dict | None, folder: Path | None = None) -> str:
+    """How far the read-out "threshold" of ``results/readouts.json`` lies from the runs' own results, as one Markdown sentence."""
+    pairs = [(run["readouts"]["threshold"]["test"], load_result(name, folder)) for name, run in (stored or {"runs": {}})["runs"].items()]
+    shifts = {key: [abs(test[key] - own["test"][key]) for test, own in pairs if own] for key in ("cso_map", "count_accuracy")}
+    if not shifts["cso_map"]:
+        return "No network has both scores so far."
+    points, counts = (100 * max(values) for values in shifts.values())
+    return f"By up to {points:.2f} points in CSO-mAP, and up to {counts:.1f} percentage points in the counts."
 
 
 def readout_table(stored: dict | None, score: str = "cso_map") -> Table:

@@ -18,6 +18,7 @@ from csist.networks.registry import NETWORKS
 from csist.reporting.ceilings import Ceilings, grid_ceilings
 from csist.reporting.layout import Column, Table, make_table, number, percent, signed
 from csist.reporting.live import Live
+from csist.reporting.pictures import MARKS
 from csist.reporting.rows import make_rows
 from csist.reporting.selection import variant_entry
 from csist.reporting.sentences import NEARLY_ALL, bullets
@@ -25,7 +26,6 @@ from csist.reporting.sources import load_result
 from csist.scenes import Targets
 
 DRAWS = 20  # shuffles of the ranks
-MARKS = "osD^vP*X<>"
 
 
 # ---- histories --------------------------------------------------------------------------------------------------------

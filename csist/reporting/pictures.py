@@ -14,7 +14,7 @@ from csist.reporting.selection import AXIS_LABELS, method_label
 from csist.reporting.sources import load_result, seed_results
 from csist.reporting.tables import read_off
 
-MARKS = "oD^vP*X<>"  # squares mark a change of view
+MARKS = "oD^vP*X<>"  # of curves; squares mark a change of view
 FEW_CURVES = 7  # that many names leave room for a legend beside the curves
 
 
@@ -28,7 +28,7 @@ def plot_comparison(rows, ceilings: Ceilings | None = None):
     from csist.plotting import style
 
     with style():
-        figure, (wide, near) = plt.subplots(1, 2, figsize=(6.8, 0.32 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
+        figure, (wide, near) = plt.subplots(1, 2, figsize=(5.6, 0.32 * len(rows) + 1.6), sharey=True, width_ratios=[1.2, 1])
         for ax in (wide, near):
             _draw_comparison(ax, rows, ceilings)
         wide.set(yticks=range(len(rows)), yticklabels=[row["label"] for row in rows], ylim=(len(rows) - 0.5, -0.5))
@@ -52,7 +52,7 @@ def plot_ratios(rows, ceilings: dict[int, Ceilings]):
 
     with style():
         at = {ratio: [row for row in rows if row["ratio"] == ratio] for ratio in ceilings}
-        figure, axes = plt.subplots(len(at), 1, figsize=(7.2, sum(0.38 * len(some) + 0.5 for some in at.values()) + 0.9), squeeze=False)
+        figure, axes = plt.subplots(len(at), 1, figsize=(5.6, sum(0.38 * len(some) + 0.5 for some in at.values()) + 0.9), squeeze=False)
         for ax, (ratio, some) in zip(axes.flat, at.items()):
             _draw_comparison(ax, some, ceilings[ratio]._replace(attainable=None))
             names = [row["label"].removesuffix(f", c = {ratio}") for row in some]
@@ -73,7 +73,7 @@ def _beyond_the_axes(ceilings: Ceilings | None) -> list:
 
 
 def _panel_title(ratio: int, ceilings: Ceilings) -> str:
-    return f"c = {ratio}" + (f"          attainable without a grid: {100 * ceilings.attainable:.1f} →" if ceilings.attainable else "")
+    return f"c = {ratio}" + (f"      attainable without a grid: {100 * ceilings.attainable:.1f} →" if ceilings.attainable else "")
 
 
 def plot_hyperparameters(rows, ceilings: Ceilings | None = None):
