@@ -243,9 +243,14 @@ class Trainer:
         ``"cpu"`` or ``"cuda"``; by default a GPU where there is one.
     precision : {"bf16", "no"}
         Mixed precision of the convolutions.
+    compiled : bool
+        Let ``torch.compile`` fuse the operations between the convolutions: a minute of compiling for steps up to 1.7 times faster. On a CPU it needs
+        a C++ compiler.
     """
 
-    def __init__(self, run: Run, folder, *, device: str | None = None, precision: str = "bf16", data: dict[str, Frames] | None = None):
+    def __init__(
+        self, run: Run, folder, *, device: str | None = None, precision: str = "bf16", compiled: bool = False, data: dict[str, Frames] | None = None
+    ):
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
@@ -272,6 +277,9 @@ class Trainer:
         optimiser = torch.optim.Adam(self.network.parameters(), lr=run.rate(0))
         self.module, self.optimiser = self.engine.prepare(LossModule(self.network, precision), optimiser)
         self.network = self.engine.unwrap_model(self.module).network
+        self.compiled = compiled
+        if compiled:
+            self.module.compile(dynamic=False)  # windows and frames are two shapes, each compiled once
         self.averaged = None if run.average is None else copy.deepcopy(self.network).requires_grad_(False)
         self.step, self.seconds, self.cpu_seconds, self.history, self.best = 0, 0.0, 0.0, [], None
         self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=self.engine.device), 0  # since the last validation
@@ -474,7 +482,7 @@ def train(
     results, weights : path, optional
         Folders for ``<run>.json`` and ``<run>.safetensors``; by default beside ``folder``.
     options
-        ``device`` and ``precision`` of :class:`Trainer`, ``progress``.
+        ``device``, ``precision`` and ``compiled`` of :class:`Trainer`, ``progress``.
 
     Raises
     ------
@@ -514,6 +522,7 @@ def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
         "train_sha256": trainer.data_hash,
         "weights_sha256": hashlib.sha256((weights / f"{run.name}.safetensors").read_bytes()).hexdigest(),
         "precision": trainer.precision,
+        "compiled": trainer.compiled,
         "processes": trainer.engine.num_processes,
         "hours": trainer.seconds / 3600,
         "cpu_hours": trainer.cpu_seconds / 3600,

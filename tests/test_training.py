@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -324,6 +325,17 @@ def test_one_process_may_train_in_either_precision(tmp_path):
         torch.testing.assert_close(weights["bf16"][key], value, rtol=0, atol=3e-3)
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_are_the_same_steps(tmp_path):
+    run, trained = replace(TINY, name="fused", options={"stages": 1}, phases=(Phase("windows", samples=32), Phase("frames", samples=16))), {}
+    for compiled in (False, True):
+        trained[compiled] = Trainer(run, tmp_path / str(compiled), device="cpu", precision="no", compiled=compiled)
+        trained[compiled].fit(progress=False)
+    assert trained[True].network.state_dict().keys() == trained[False].network.state_dict().keys(), "a compiled run's weights load anywhere"
+    for key, value in trained[False].network.state_dict().items():
+        torch.testing.assert_close(trained[True].network.state_dict()[key], value, rtol=1e-4, atol=1e-5)
+
+
 def test_training_in_another_thread_leaves_signals_alone(tmp_path):
     trainer = trainer_of(replace(TINY, name="threaded", phases=(Phase(samples=16),)), tmp_path)
     done = []
@@ -462,7 +474,7 @@ def finished(tmp_path_factory):
 def test_the_result_says_everything_about_its_run(finished):
     folder, result = finished
     assert json.loads((folder / "results" / "tiny.json").read_text()) == json.loads(json.dumps(result))
-    assert {"run", "parameters", "train_sha256", "precision", "processes", "hours", "history", "selected", "test", "provenance"} <= set(result)
+    assert {"run", "parameters", "train_sha256", "precision", "compiled", "processes", "hours", "history", "selected", "test", "provenance"} <= set(result)
     assert {"versions", "python", "device", "threads", "commit", "date"} <= set(result["provenance"])
     assert {"frames", "frames_sha256", "psnr", "ssim", "cso_map", "ap", "interval"} <= set(result["test"])
     assert result["test"]["frames"] == 32 and result["processes"] == 1 and result["precision"] == "no"
