@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SCALE  ?= laptop
+MAKEFLAGS += --jobs=2  # two results pages at a time: much of a page is scoring and plotting, on one core
 
 .DEFAULT_GOAL := help
 .PHONY: help book pdf table1 results test lint bench scores train lab lock clean

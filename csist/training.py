@@ -244,8 +244,8 @@ class Trainer:
     precision : {"bf16", "no"}
         Mixed precision of the convolutions.
     compiled : bool
-        Let ``torch.compile`` fuse the operations between the convolutions: a minute of compiling for steps up to 1.7 times faster. On a CPU it needs
-        a C++ compiler.
+        Let ``torch.compile`` fuse the operations between the convolutions: a minute or two of compiling for faster steps. On a CPU it needs a C++
+        compiler.
     """
 
     def __init__(

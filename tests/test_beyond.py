@@ -42,7 +42,7 @@ def folder(tmp_path):
     """A reproduce folder with one result of each kind, made up."""
     results = tmp_path / "results"
     results.mkdir()
-    for name in ("ista-net-c3-seed0", "dista-net-c3-seed0", "cfgn-detector-c3-seed0", "attainable"):
+    for name in ("ista-net-c3-seed0", "dista-net-c3-seed0", "cfgn-detector-c3-seed0", "ista-tuned-c3", "attainable"):
         if not (REPRODUCE / "results" / f"{name}.json").is_file():
             pytest.skip(f"{name} has no result yet")
         shutil.copy(REPRODUCE / "results" / f"{name}.json", results)

@@ -170,7 +170,7 @@ def test_weight_zero_computes_what_the_network_without_a_dynamic_transform_does(
 
 def test_two_printed_costs_are_those_of_a_finer_grid():
     lines = reporting.explain_costs(reporting.make_rows(reporting.ablation_entries())).splitlines()
-    assert "which is what we count" in lines[0] and "which is what we count" in lines[3]
+    assert "and so we count" in lines[0] and "and so we count" in lines[3]
     assert "we count 0.491 M" in lines[1] and "that of ISTA-Net at c = 5" in lines[1]
     assert "we count 2.137 M" in lines[2] and "that of DISTA-Net w/o Thres. at c = 5" in lines[2]
 

@@ -37,6 +37,7 @@ FAMILIES = {  # colour (colour-blind safe), mark, how the legend says it
     "read-out": ("#e69f00", "^", "network, best read-out"),
     "network": ("#d55e00", "s", "network, threshold 50"),
     "peer": ("#666666", "X", "well-known library"),
+    "sparse": ("#882255", "v", "ISTA on the grid, tuned"),
 }
 KNOWLEDGE = ("psf", "saturation", "cell", "distance", "intensity", "count")
 WORDS = {"psf": "PSF", "saturation": "clipping", "cell": "one pixel", "distance": "smallest distance", "intensity": "intensity range", "count": "true count"}
@@ -155,7 +156,7 @@ def _peer_rows(folder: Path) -> list[dict]:
     if ista:
         told = {"psf": True, "saturation": True} | dict.fromkeys(KNOWLEDGE[2:], False)
         speed = ista["test"]["frames"] / 3600 / ista["hours"]
-        rows.append(_row("ista-tuned", "FISTA, tuned, c = 3", "peer", ista["test"], told, "settings", result="ista-tuned-c3", speed=speed))
+        rows.append(_row("ista-tuned", "ISTA, tuned, c = 3", "sparse", ista["test"], told, "settings", result="ista-tuned-c3", speed=speed))
     for name, entry in (reporting.load_result("peers", folder) or {"entries": {}})["entries"].items():
         learned = f"settings, on {entry['validation_frames']:,} frames"
         rows.append(_row(name, entry["label"], "peer", entry["test"], entry["told"], learned, speed=1 / entry["seconds_per_frame"]))
@@ -501,7 +502,9 @@ def plot_parts(rows, limit: dict | None = None):
                 line = "--" if row["key"] == "dista-net-c3-seed0" else "-"
                 ax.plot(range(len(values)), known, line, marker=mark, color=colour, label=row["label"])
         if limit:
-            places.plot([-0.2, 0.2], 2 * [100 * limit["interior"]["cso_map"]], color=INK, lw=2, label="attainable inside")
+            parts = [limit[place] for place in ("interior", "border")]
+            bars = [100 * part["uncertainty"] for part in parts]
+            places.errorbar(range(2), [100 * part["cso_map"] for part in parts], bars, fmt="_", ms=16, mew=2, color=INK, capsize=3, label="attainable")
         counts.set(xticks=range(5), xticklabels=range(1, 6), xlabel="targets in the frame", ylabel="CSO-mAP × 100", ylim=(0, 102))
         places.set(xticks=range(2), xticklabels=["interior", "border"], xlim=(-0.4, 1.4))
         figure.legend(*places.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
@@ -635,7 +638,7 @@ LINES = {  # method: variants in order of preference, label, family's colour, li
     "cfgn-detector": (("informed", "plain"), "CFGN + detector", "#0072b2", "-", "D"),
     "dista-net": (("informed", "plain"), "DISTA-Net", "#d55e00", "-", "s"),
     "ista-net-plus": (("informed", "plain"), "ISTA-Net+", "#882255", "--", "s"),
-    "ista-tuned": (("informed", "plain"), "FISTA, tuned, told", "#e69f00", "-", "X"),
+    "ista-tuned": (("informed", "plain"), "ISTA, tuned, told", "#e69f00", "-", "X"),
 }
 
 

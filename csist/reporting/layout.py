@@ -148,6 +148,15 @@ def number(value, digits: int = 2, unit: float = 1.0) -> str:
     return MISSING if value is None else f"{value / unit:,.{digits}f}"
 
 
+def as_printed(value: float | None) -> str:
+    """A number with the digits that it has, as of a printed table; a dash for None.
+
+    >>> as_printed(1.345), as_printed(103.0), as_printed(None)
+    ('1.345', '103', '–')
+    """
+    return MISSING if value is None else f"{value:,.10g}"
+
+
 def row_value(name: str, show=number, **options):
     """How a column says the value of this name: ``show`` applied to it."""
     return lambda row: show(row[name], **options)

@@ -380,7 +380,7 @@ def _draw_later(ax, later) -> None:
         else:
             ax.plot([0.985, 0.985], [work["cso_map_low"], work["cso_map"]], "_-", color=INK, ms=8, mew=1.2, lw=1.2, **place)
     if later:
-        ax.plot([], [], "s", mfc="white", mec=INK, ms=5.5, mew=1.2, label="later work (place on this axis unknown)")
+        ax.plot([], [], "s", mfc="white", mec=INK, ms=5.5, mew=1.2, label="later work (not placed along this axis)")
 
 
 def _widen(ax, places) -> None:

@@ -126,7 +126,7 @@ def _describe_equal(equal, good, budget: int) -> str:
     others = [row for row in equal if row not in good]
     if others:
         listed = ", ".join(f"{row['label']} {percent(row['ours_cso_map'])}, with an AP-25 of {percent(row['ours_ap25'], 1)}" for row in others)
-        text += f" Behind, because they miss targets or rank false detections above hits (the table of orders below tells which): {listed}."
+        text += f" Behind, because they miss targets or rank false detections above hits (see the table of orders below, where the weights are here): {listed}."
     return text
 
 

@@ -10,7 +10,7 @@ from csist.datasets import csist100k
 from csist.evaluation import provenance
 from csist.networks.registry import run_name
 from csist.reporting.ceilings import Ceilings, describe_ceilings
-from csist.reporting.layout import number, percent, signed
+from csist.reporting.layout import as_printed, number, percent, signed
 from csist.reporting.rows import network_cost
 from csist.reporting.selection import ABLATION, AXIS_LABELS
 from csist.reporting.sources import load_paper_table, load_result, paper_training, paper_values
@@ -310,9 +310,9 @@ def explain_costs(rows, ratios=(3, 5)) -> str:
 
 def _explain_cost(row: dict, costs: dict) -> str:
     own = costs[row["label"], row["ratio"]]
-    printed = f"the paper prints {number(row['paper_parameters_m'], 3)} M parameters and {number(row['paper_macs_g_batch64'], 2)} G,"
+    printed = f"the paper prints {as_printed(row['paper_parameters_m'])} M parameters and {as_printed(row['paper_macs_g_batch64'])} G,"
     if _prints(row, own):
-        return f"{printed} which is what we count."
+        return f"{printed} and so we count, to a thousandth."
     twins = [f"{label} at c = {ratio} ({_cost_words(cost)})" for (label, ratio), cost in costs.items() if _prints(row, cost)]
     counted = f"we count {_cost_words(own)} at c = {row['ratio']}"
     return f"{printed} but {counted}. " + (f"The printed pair is that of {twins[0]}." if twins else "No row of the table has the printed pair.")
@@ -343,7 +343,7 @@ def describe_axis(rows) -> str:
     name = AXIS_LABELS[rows[0]["axis"]]
     best = max(rows, key=lambda row: row["paper_cso_map"])
     parts = [f"**The {name}.** The paper's highest point is at {best['value']:g} ({number(best['paper_cso_map'])})."]
-    main = load_result(run_name("dista-net", 3))
+    main = load_result("dista-net-standard-c3-seed0") or load_result(run_name("dista-net", 3))
     if main:
         half = math.sqrt(2) * 50 * (main["test"]["interval"][1] - main["test"]["interval"][0])
         flat = sum(best["paper_cso_map"] - row["paper_cso_map"] <= half for row in rows) - 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 
-from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, row_value, signed
+from csist.reporting.layout import MISSING, Column, Table, as_printed, make_table, number, percent, row_value, signed
 from csist.reporting.sources import AP_NAMES
 
 RATES = ("cosine", "constant", "then ")  # how the parts of a recipe begin that speak of the learning rate
@@ -100,8 +100,8 @@ def precision_table(rows) -> Table:
 def size_table(rows) -> Table:
     """Parameters and multiply-accumulates, printed and counted here; and, for rows that say so, how many parameters the training reaches."""
     columns = [
-        Column("paper", "parameters [M]", row_value("paper_parameters_m", digits=3)),
-        Column("paper", "MACs of 64 frames [G]", row_value("paper_macs_g_batch64", digits=2)),
+        Column("paper", "parameters [M]", row_value("paper_parameters_m", as_printed)),
+        Column("paper", "MACs of 64 frames [G]", row_value("paper_macs_g_batch64", as_printed)),
         Column("ours", "parameters", row_value("ours_parameters", digits=0)),
         Column("ours", "MACs of 64 frames [G]", row_value("ours_macs_batch64", digits=2, unit=1e9)),
         Column("ours", "of one, as run [M]", row_value("ours_macs_per_frame", digits=0, unit=1e6)),

@@ -407,7 +407,7 @@ def _load_kernels():
     except ModuleNotFoundError as error:
         if error.name not in ("numba", "llvmlite"):
             raise
-        raise ImportError("method 'off-grid' needs numba, which is not installed: pip install csist[offgrid]") from error
+        raise ImportError("method 'off-grid' needs numba, which is not installed: pip install numba") from error
     return _offgrid_kernels
 
 
