@@ -51,7 +51,7 @@ def trained(monkeypatch):
     """The names of the runs that would be trained, in order, with the seconds that each was given; nothing is trained."""
     calls = []
 
-    def train(run, checkpoints, *, time_budget, results, weights, device, precision):
+    def train(run, checkpoints, *, time_budget, results, weights, device, precision, compiled):
         calls.append((run.name, time_budget))
 
     monkeypatch.setattr("csist.training.train", train)
