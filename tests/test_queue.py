@@ -106,6 +106,14 @@ def test_runs_are_taken_in_the_files_order_or_the_one_asked_for(folder, trained)
     assert {budget for _, budget in trained} == {None}
 
 
+@pytest.mark.parametrize("arguments, compiled", [([], False), (["--compile"], True)], ids=["plain", "compiled"])
+def test_compiling_is_asked_for(folder, monkeypatch, arguments, compiled):
+    asked = []
+    monkeypatch.setattr("csist.training.train", lambda run, checkpoints, **how: asked.append(how["compiled"]))
+    assert work(folder, *arguments) == 0
+    assert asked == [compiled, compiled]
+
+
 def test_finished_runs_are_skipped(folder, trained, capsys):
     (folder / "results").mkdir()
     (folder / "results" / "first.json").write_text(json.dumps({"run": as_plain(load_runs(folder / "runs.yaml")[0])}))

@@ -53,7 +53,7 @@ def test_stored_notebooks_hold_no_outputs(path):
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 
 
-MANY_ROWS = ("table1", "table2_ablation", "table3_grid_ratio", "figure7_hyperparameters")
+MANY_ROWS = ("table1", "table2_ablation", "table3_grid_ratio", "figure7_hyperparameters", "sr_plus_detector")
 
 
 @pytest.mark.parametrize("name", MANY_ROWS)

@@ -171,7 +171,8 @@ def attainable(folder: Path | None = None) -> dict | None:
 def describe_sources(rows, folder: Path | None = None) -> str:
     """Which results are there and which are missing, as a Markdown list."""
     folder = folder or reporting.reproduce_folder()
-    lines = [f"{number(sum(row['family'] == family for row in rows), 0)} rows: {words}" for family, (_, _, words) in FAMILIES.items()]
+    counted = {family: sum(row["family"] == family for row in rows) for family in FAMILIES}
+    lines = [f"{counted[family]} {'row' if counted[family] == 1 else 'rows'}: {words}" for family, (_, _, words) in FAMILIES.items()]
     wanted = {f"off-grid-{tier}": f"python reproduce/score_offgrid.py --tier {tier}" for tier in TIERS}
     wanted |= {"attainable": "python reproduce/attainable.py"}
     wanted |= {"peers": "python reproduce/score_peers.py", "robustness": "python reproduce/robustness.py", "readouts": "python reproduce/score_readouts.py"}

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from csist.datasets import csist100k
 from csist.evaluation import provenance
-from csist.networks.registry import run_name
 from csist.reporting.ceilings import Ceilings, describe_ceilings
 from csist.reporting.layout import as_printed, number, percent, signed
 from csist.reporting.rows import network_cost
-from csist.reporting.selection import ABLATION, AXIS_LABELS
+from csist.reporting.selection import ABLATION, AXIS_LABELS, MAIN_POINT
 from csist.reporting.sources import load_paper_table, load_result, paper_training, paper_values
 from csist.reporting.tables import difference, hours_text, our_score, read_off
 from csist.solvers.ista import PAPER
@@ -312,7 +311,7 @@ def _explain_cost(row: dict, costs: dict) -> str:
     own = costs[row["label"], row["ratio"]]
     printed = f"the paper prints {as_printed(row['paper_parameters_m'])} M parameters and {as_printed(row['paper_macs_g_batch64'])} G,"
     if _prints(row, own):
-        return f"{printed} and so we count, to a thousandth."
+        return f"{printed} and we count the same, to within a thousandth."
     twins = [f"{label} at c = {ratio} ({_cost_words(cost)})" for (label, ratio), cost in costs.items() if _prints(row, cost)]
     counted = f"we count {_cost_words(own)} at c = {row['ratio']}"
     return f"{printed} but {counted}. " + (f"The printed pair is that of {twins[0]}." if twins else "No row of the table has the printed pair.")
@@ -343,9 +342,9 @@ def describe_axis(rows) -> str:
     name = AXIS_LABELS[rows[0]["axis"]]
     best = max(rows, key=lambda row: row["paper_cso_map"])
     parts = [f"**The {name}.** The paper's highest point is at {best['value']:g} ({number(best['paper_cso_map'])})."]
-    main = load_result("dista-net-standard-c3-seed0") or load_result(run_name("dista-net", 3))
+    main = next((row for row in rows if row["value"] == MAIN_POINT[row["axis"]] and row["status"] == "scored"), None)
     if main:
-        half = math.sqrt(2) * 50 * (main["test"]["interval"][1] - main["test"]["interval"][0])
+        half = math.sqrt(2) * (main["ours_high"] - main["ours_low"]) / 2
         flat = sum(best["paper_cso_map"] - row["paper_cso_map"] <= half for row in rows) - 1
         parts.append(
             f"{flat} of the other {len(rows) - 1} points lie within {half:.2f} of the highest, by which the scores of one network, our DISTA-Net, could differ "
