@@ -5,7 +5,7 @@ The paper calls every sub-pixel of at least 50 grey levels a detection at its ce
 * **One target, two detections.** A network that hesitates between two cells shares a target's light between them, and both shares pass the threshold.
   :func:`merged` puts such shares together again, as long as the sum is plausible for one target.
 * **A target is not at its cell's centre.** One would expect the centroid of the neighbouring light to say where it is (:func:`centroid`). It does not: a
-  network trained on cells lights exactly one cell wherever in it the target lies. But targets keep a distance, so light in a neighbouring cell is
+  network trained on cells learns to light exactly one cell wherever in it the target lies. But targets keep a distance, so light in a neighbouring cell is
   another target, and it says that this one lies on the *far* side of its own cell (:func:`repelled`, :func:`fitted`, :func:`counted`).
 
 Every read-out is a function ``(images, grid, **options) -> Targets``; options are chosen on validation frames by :func:`tune_readout`.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from csist.datasets import csist100k
 from csist.imaging import FocalPlane
@@ -92,6 +93,12 @@ def test_stored_speeds_are_kept_and_missing_ones_are_measured(folder):
     assert speeds["library"] == 100 and speeds["off-grid-fast"] == 1000 and speeds["cfgn-detector-c3-seed0"] == pytest.approx(1000)
 
 
+def test_a_speed_is_that_of_one_thread():
+    seen, threads = [], torch.get_num_threads()
+    assert beyond._speed(lambda frames: seen.append((len(frames), torch.get_num_threads())) or np.ones((200, 200)) @ np.ones((200, 200)), 16) > 0
+    assert seen == [(8, 1), (16, 1), (16, 1)] and torch.get_num_threads() == threads
+
+
 def test_the_attainable_limit_says_where_it_comes_from():
     limit = beyond.attainable()
     text = beyond.describe_limit(limit)
@@ -118,6 +125,8 @@ def test_tables_have_a_line_for_every_row(folder):
     assert sum(len(line[0].split("; ")) for line in known.cells) == len(rows)
     library = next(line for line in known.cells if line[0] == "A library")
     assert library[1:-1] == ["no"] * 5 + ["yes"] and library[-1] == "settings, on 30 frames"
+    continuous = next(line for line in known.cells if "continuous" in line[0])
+    assert continuous[1:-1] == ["yes"] * 5 + ["no"]
     assert [row["family"] for row in beyond.best_of_families(rows)] == ["off-grid", "continuous", *[row["family"] for row in beyond.best_of_families(rows)][2:]]
 
 
@@ -125,7 +134,7 @@ def test_what_knowledge_is_worth(folder, tmp_path_factory):
     table = beyond.prior_table(folder)
     assert table.cells == [["any count", "fast", "85.00", "97.0", "90"]] and "500 test frames" in table.caption
     text = beyond.describe_prior(beyond.beyond_rows(folder), folder)
-    assert "scores 85.00 on these 500 frames (tier fast); small continuous network" in text and "has 80.00 on" in text
+    assert "scores 85.00 on these 500 frames (tier fast); CFGN + detector, the best that learned" in text  # the continuous network has the rules built in
     empty = tmp_path_factory.mktemp("empty")
     (empty / "results").mkdir()
     assert "Not run yet" in beyond.prior_table(empty).caption and "not been measured yet" in beyond.describe_prior([], empty)

@@ -9,7 +9,7 @@ The paper lets a box detector (YOLO) read the images that its networks unmix. Th
 
 .. math:: q = \frac1{|\Delta|} \sum_{\delta\in\Delta} P\big(\lVert \hat{\mathbf x} - \mathbf x \rVert \le \delta\big),
 
-which is what ranking by CSO-mAP rewards, where brightness rewards nothing.
+which is the order that CSO-mAP rewards; brightness says little of it.
 
 **It leaves the grid.** The offset is a real number, so a detection is not bound to a sub-pixel's centre and the grid's ceiling does not apply to it.
 Boxes regress their centres too, so the paper's pipeline may leave the grid for the same reason. ``offsets=False`` nails the same detector to the grid:

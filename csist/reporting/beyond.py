@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from csist import reporting
 from csist.datasets import Frames, csist100k
@@ -107,7 +108,7 @@ def _offgrid_rows(folder: Path) -> list[dict]:
 
 
 def _continuous_rows(folder: Path) -> list[dict]:
-    rows, told = [], {name: IMPLICIT for name in KNOWLEDGE} | {"psf": True, "saturation": True, "count": False}  # the model is part of the network
+    rows, told = [], {**dict.fromkeys(KNOWLEDGE, True), "count": False}  # model and rules are part of the network, and of its polish
     for path in sorted((folder / "results").glob("continuous-*.json")):
         result = reporting.read_json(path)
         label, speed = result.get("label") or result.get("method") or path.stem, result.get("frames_per_second")
@@ -224,15 +225,14 @@ def answer_now(rows, data: Frames, folder: Path | None = None, *, tier: str = "f
     for row in rows:
         weights = reporting.weights_file(row["key"], folder)
         if row["family"] == "network" and row["key"] in wanted and weights:
-            answers[row["key"]] = _answer(_network(weights), data)
+            answers[row["key"]] = _answer(_on_grid(read_weights(weights)[0]), data)
         elif row["family"] == "detector" and weights and any(row["key"] == f"{name}-detector-c3-seed0" for name in detectors):
             unmixer = reporting.weights_file(row["run"], folder)
             answers[row["key"]] = _answer(Pipeline(read_weights(unmixer)[0], read_detector(weights)[0]), data)
     return answers
 
 
-def _network(path):
-    network = read_weights(path)[0]
+def _on_grid(network):
     return lambda frames: detect(predict(network, frames, windows=shows_windows(network)), SubpixelGrid(ratio=network.ratio))
 
 
@@ -244,29 +244,36 @@ def _answer(solve, data: Frames) -> Answer:
 
 
 def add_speeds(rows, answers: dict[str, Answer], folder: Path | None = None, frames: int = SPEED_FRAMES) -> list[dict]:
-    """The rows with a speed wherever one can be measured now: frames per processor second of networks, and of those before detectors.
+    """The rows with a speed wherever one can be measured now: frames per processor second of networks, alone or with the detector behind them.
 
-    Networks of one architecture and ratio are timed once, by their first row.
+    Networks of one architecture and ratio are timed once, by their first row. ``answers`` says how fast the sampler was where its result does not.
     """
     speeds, timed = {key: 1 / answer.seconds for key, answer in answers.items()}, {}
-    for run in dict.fromkeys(row["run"] for row in rows if row["run"]):
-        path = reporting.weights_file(run, folder)
-        if path:
-            network, header = read_weights(path)
-            kind = header["network"], header["ratio"]
-            timed[kind] = speeds[run] = timed.get(kind) or _speed(network, frames)
-    own = lambda row: row["frames_per_second"] or speeds.get(row["key"]) or speeds.get(row["run"])
-    return [{**row, "frames_per_second": own(row)} for row in rows]
+    for row in rows:
+        path = reporting.weights_file(row["run"], folder) if row["run"] else None
+        if row["frames_per_second"] or path is None:
+            continue
+        network, header = read_weights(path)
+        detector = reporting.weights_file(row["key"], folder) if row["family"] == "detector" else None
+        kind = header["network"], header["ratio"], detector is not None
+        if kind not in timed:
+            timed[kind] = _speed(Pipeline(network, read_detector(detector)[0]) if detector else _on_grid(network), frames)
+        speeds[row["key"]] = timed[kind]
+    return [{**row, "frames_per_second": row["frames_per_second"] or speeds.get(row["key"])} for row in rows]
 
 
-def _speed(network, frames: int) -> float:
-    shown = csist100k("test", frames).frames
-    predict(network, shown[:8], windows=shows_windows(network))  # the first call allocates
-    times = []
-    for _ in range(3):  # the fastest of three: other work on the machine only ever makes one slower
-        started = time.process_time()
-        predict(network, shown, windows=shows_windows(network), batch=64)
-        times.append(time.process_time() - started)
+def _speed(solve, frames: int) -> float:
+    """Frames per processor second on one thread: idle threads that wait for others would be counted as work."""
+    shown, threads, times = csist100k("test", frames).frames, torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        solve(shown[:8])  # the first call allocates
+        for _ in range(2):  # the faster of two: other work on the machine only ever makes one slower
+            started = time.process_time()
+            solve(shown)
+            times.append(time.process_time() - started)
+    finally:
+        torch.set_num_threads(threads)
     return len(shown) / min(times)
 
 
@@ -338,7 +345,7 @@ def describe_prior(rows, folder: Path | None = None) -> str:
         stored = (reporting.load_result(f"off-grid-{tier}", folder) or {}).get("without_priors")
         if stored:
             bare[tier], frames[tier] = list(stored["scores"].values())[-1]["cso_map"], stored["frames"]
-    trained = [row for row in rows if row["family"] in ("network", "read-out", "detector", "continuous")]
+    trained = [row for row in rows if row["family"] in ("network", "read-out", "detector")]
     learned = max(trained, key=lambda row: row["ours_cso_map"], default=None)
     if not bare or learned is None:
         return "How the sampler does without these rules has not been measured yet."

@@ -111,8 +111,9 @@ def describe_learning(trained) -> str:
         unknown = "" if any((row.get("ours_seeds") or 0) > 1 for row in trained) else ", which is unknown"
         sentences.append(
             f"**So** a longer training of the same network was worth {signed(least)} to {signed(most)} points on the test split, and {spread:.2f} separate the "
-            f"architectures that were trained equally long and find nearly every target. {size}, and each row is one training: rows of different length cannot "
-            f"be ranked, and rows of one length only as far as they differ by more than another seed would move them{unknown}."
+            "architectures that were trained equally long, though not all by one recipe, and find nearly every target. "
+            f"{size}, and each row is one training: rows of different length cannot be ranked, and rows of one length only as far as they differ by "
+            f"more than another seed would move them{unknown}."
         )
     return bullets(sentences)
 

@@ -344,7 +344,7 @@ def describe_axis(rows) -> str:
     parts = [f"**The {name}.** The paper's highest point is at {best['value']:g} ({number(best['paper_cso_map'])})."]
     main = next((row for row in rows if row["value"] == MAIN_POINT[row["axis"]] and row["status"] == "scored"), None)
     if main:
-        half = math.sqrt(2) * (main["ours_high"] - main["ours_low"]) / 2
+        half = math.sqrt(2) * 50 * (main["ours_high"] - main["ours_low"])
         flat = sum(best["paper_cso_map"] - row["paper_cso_map"] <= half for row in rows) - 1
         parts.append(
             f"{flat} of the other {len(rows) - 1} points lie within {half:.2f} of the highest, by which the scores of one network, our DISTA-Net, could differ "

@@ -14,7 +14,7 @@ says; nothing needs training. The work, frame by frame:
 3. Its minima are modes. A single narrow one is the answer; its covariance tells the errors (two frames in five).
 4. Otherwise slice sampling explores the box around every mode; volumes weigh modes and numbers against each other. Frames cut by the border get more
    samples, frames whose only mode is narrow fewer.
-5. The tier "accurate" repeats doubtful frames at the border by sequential Monte Carlo from the prior down to the box, which no mode can escape.
+5. The tier "accurate" repeats doubtful frames at the border by sequential Monte Carlo from the prior down to the box, which hardly a mode escapes.
 6. A target's position is the (truncated) geometric median of its samples, its deviation their spread, its score the share of CSO-mAP's five thresholds
    within which the samples have a target: a calibrated probability of a hit.
 
