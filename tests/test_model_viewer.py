@@ -89,8 +89,8 @@ def test_images_are_exact_to_half_a_step():
 
 
 def test_answers_are_those_of_predict(data, truth):
-    assert [m["name"] for m in data["methods"]] == ["perfect", "dista-net", "cfgn", "cfgn-c5", "continuous"]
-    for name, method, ratio in (("dista-net", "dista-net", 3), ("cfgn", "cfgn", 3), ("cfgn-c5", "cfgn", 5)):
+    assert [m["name"] for m in data["methods"]] == ["perfect", "dista-net", "dista-net-c5", "cfgn", "cfgn-c5", "continuous"]
+    for name, method, ratio in (("dista-net", "dista-net", 3), ("dista-net-c5", "dista-net", 5), ("cfgn", "cfgn", 3), ("cfgn-c5", "cfgn", 5)):
         images, shown = predict(csist.load_network(method, ratio), truth.frames), entry(data, name)
         for k, frame in enumerate(data["frames"]):
             step = shown["step"][k][-1]
@@ -167,7 +167,7 @@ def test_one_output_serves_lab_book_and_print(data):
     assert (viewer.frame, viewer.method, viewer.stages, viewer.shown_stage) == (8, "dista-net", 6, 6)
     output, _ = viewer._repr_mimebundle_()
     assert {"application/vnd.jupyter.widget-view+json", "text/html", "image/png", "text/plain"} <= set(output)
-    assert output["text/plain"] == "ModelViewer(3 frames, 5 methods; frame 8, dista-net, stage 6 of 6)"
+    assert output["text/plain"] == "ModelViewer(3 frames, 6 methods; frame 8, dista-net, stage 6 of 6)"
     assert output["text/html"] == viewer.static_html() == ModelViewer(data).static_html()  # stable from run to run
     assert ModelViewer(data, method="continuous").png() != viewer.png() != ModelViewer(data, stage=3).png()
 
@@ -233,6 +233,8 @@ def test_keys(browser, tmp_path, data):  # noqa: F811
     page.keyboard.press("Enter")
     assert (settled(page)["frame"], settled(page)["stage"]) == (8, 5)
     page.locator(".modv-radio:checked").focus()
+    page.keyboard.press("ArrowRight")
+    assert settled(page)["method"] == "dista-net-c5" and page.locator(".modv-row input").is_enabled()
     page.keyboard.press("ArrowRight")
     assert settled(page)["method"] == "cfgn" and page.locator(".modv-row input").is_disabled()
     page.locator(".modv select").focus()
