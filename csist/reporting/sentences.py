@@ -353,8 +353,8 @@ def describe_axis(rows) -> str:
     trained = [row for row in rows if row["status"] == "scored"]
     if trained:
         ours = max(trained, key=lambda row: row["ours_cso_map"])
-        where = "Ours has one point" if len(trained) == 1 else f"Of our {len(trained)} trained, the highest is"
-        parts.append(f"{where}, at {ours['value']:g}: {our_score(ours)}.")
+        where = "Ours has one point," if len(trained) == 1 else f"Of our {len(trained)} trained, the highest is"
+        parts.append(f"{where} at {ours['value']:g}: {our_score(ours)}.")
     missing = [f"{row['value']:g}" for row in rows if row["status"] != "scored"]
     return " ".join([*parts, f"Not trained yet here: {_listed(missing)}." if missing else ""]).strip()
 
