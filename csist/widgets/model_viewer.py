@@ -284,7 +284,7 @@ class ModelViewer(anywidget.AnyWidget):
     stage : int
         Stages that the estimate shown has passed; -1 for the answer.
 
-    >>> viewer = ModelViewer(viewer_data(["dista-net"], {8: "first"}), stage=2)
+    >>> viewer = ModelViewer(viewer_data(["dista-net"], {8: "first"}, ratios=[3]), stage=2)
     >>> viewer, viewer.image.shape, viewer.truth.count.tolist()
     (ModelViewer(1 frames, 2 methods; frame 8, dista-net, stage 2 of 6), (15, 15), [3])
     """
