@@ -88,7 +88,7 @@ def plot_hyperparameters(rows, ceilings: Ceilings | None = None):
 
     with style():
         at = {axis: [row for row in rows if row["axis"] == axis] for axis in dict.fromkeys(row["axis"] for row in rows)}
-        figure, axes = plt.subplots(1, len(at), figsize=(7.6, 3.6), sharey=True, squeeze=False)
+        figure, axes = plt.subplots(len(at), 1, figsize=(5.6, 0.9 + 2.6 * len(at)), squeeze=False)  # one below the other: legible on a telephone
         shown = [score for row in rows for score in (row["paper_cso_map"], _ours(row, "low"), _ours(row, "high")) if score is not None]
         shown = [score for score in shown if score > 0.85 * max(shown)]
         low, high = min(shown) - 0.5, max(shown) + 0.3
@@ -97,9 +97,8 @@ def plot_hyperparameters(rows, ceilings: Ceilings | None = None):
             draw_ceilings(ceilings and Ceilings(ceilings.random, None, ceilings.typical), ax.axhline)
             values = [row["value"] for row in points]
             margin = 0.08 * (max(values) - min(values))
-            ax.set(xlabel=AXIS_LABELS[axis], xticks=values, xlim=(min(values) - margin, max(values) + margin), ylim=(low, high))
+            ax.set(xlabel=AXIS_LABELS[axis], ylabel="CSO-mAP × 100", xticks=values, xlim=(min(values) - margin, max(values) + margin), ylim=(low, high))
             ax.xaxis.set_major_formatter("{x:g}")
-        axes.flat[0].set_ylabel("CSO-mAP × 100")
         lines = axes.flat[0].get_legend_handles_labels()[0] + _beyond_the_axes(ceilings)
         figure.legend(handles=[*_hyperparameter_legend(), *lines], loc="outside upper center", ncols=2, fontsize=8)
     return figure
