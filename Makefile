@@ -4,7 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SCALE  ?= laptop
-MAKEFLAGS += --jobs=2  # two results pages at a time: much of a page is scoring and plotting, on one core
+MAKEFLAGS += --jobs=2  # two pages at a time: much of a page is scoring and plotting, on one core
+HALF   := OMP_NUM_THREADS=$(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
+# Each of the two gets half the threads: with all of them in both, they mostly wait for each other.
 
 .DEFAULT_GOAL := help
 .PHONY: help book pdf table1 results test lint bench scores train lab lock clean
@@ -26,7 +28,7 @@ SOURCES := $(shell find csist reproduce -name '*.py' -o -name '*.yaml' -o -path 
 book/results/%.ipynb: reproduce/%.ipynb $(SOURCES) | $(READY)
 	@mkdir -p book/results reproduce/output
 	@echo "running $<"
-	@$(BIN)/papermill $< $@.part.ipynb -p scale $(SCALE) -p output_dir reproduce/output --cwd . --no-progress-bar --log-level WARNING
+	@$(HALF) $(BIN)/papermill $< $@.part.ipynb -p scale $(SCALE) -p output_dir reproduce/output --cwd . --no-progress-bar --log-level WARNING
 	@$(BIN)/nbstripout --keep-output --keep-count --extra-keys "cell.metadata.papermill cell.metadata.execution metadata.language_info" $@.part.ipynb
 	@mv $@.part.ipynb $@
 
@@ -37,12 +39,12 @@ table1: book/results/table1.ipynb   ## re-evaluate the committed weights and wri
 results: $(PAGES:%=book/results/%.ipynb)   ## the same for every results page
 
 book: $(READY) results  ## build the book, all set-up included; prints what to open
-	$(BIN)/jupyter-book build book -W -n --keep-going --all $(if $(CI),-q)
+	$(HALF) $(BIN)/jupyter-book build book -W -n --keep-going --all $(if $(CI),-q)
 	@echo "Open $(CURDIR)/book/_build/html/index.html"
 
 pdf: $(READY) results   ## print the whole book into book/_build/pdf/csist.pdf; needs Chromium and a Chinese font
 	$(BIN)/python book/print_pdf.py --check
-	$(BIN)/jupyter-book build book --builder singlehtml -W -n --keep-going --all $(if $(CI),-q)
+	$(HALF) $(BIN)/jupyter-book build book --builder singlehtml -W -n --keep-going --all $(if $(CI),-q)
 	$(BIN)/python book/print_pdf.py book/_build/singlehtml/index.html book/_build/pdf/csist.pdf
 	@echo "Open $(CURDIR)/book/_build/pdf/csist.pdf"
 

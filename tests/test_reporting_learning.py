@@ -51,6 +51,8 @@ def test_training_and_architecture_are_weighed_by_what_one_network_gained(traine
     text = reporting.describe_learning([*trained, twin])
     assert f"worth +{100 * (0.458 - shorter):.2f} to +{100 * (0.458 - shorter):.2f} points" in text and "0.16 separate" in text
     assert f"{verdict}, and each row is one training" in text and "would move them, which is unknown" in text
+    repeated = reporting.describe_learning([*trained, twin | {"ours_seeds": 3, "ours_seeds_sd": 0.0012}])
+    assert f"would move them (standard deviation of {twin['label']} 0.12 over 3 seeds)." in repeated
 
 
 def test_too_few_rows_are_no_comparison(trained):

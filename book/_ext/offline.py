@@ -5,6 +5,7 @@
 * A page that would load anything from another host is a warning, an error with ``-W``.
 * Cached notebook outputs are thrown away when the package, the stored results, the weights or a numerical library change, not only when a
   notebook's own code does.
+* Chapters are executed two at a time.
 """
 from __future__ import annotations
 
@@ -14,8 +15,12 @@ import importlib.util
 import platform
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+from myst_nb.core.read import is_myst_markdown_notebook
 from pybtex.plugin import register_plugin
 from pybtex.richtext import Text
 from pybtex.style.formatting.unsrt import Style
@@ -74,6 +79,21 @@ def cache_by_source(app):
     app.config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / total.hexdigest()[:16])
 
 
+def execute_two_at_a_time(app, env, docnames):
+    """Execute the chapters that the cache lacks, two at a time, as ``make`` runs two results pages; myst-nb takes one after the other.
+
+    A chapter that fails is executed once more when its page is read, which then reports the error.
+    """
+    if app.config.nb_execution_mode != "cache":
+        return
+    cache = get_cache(app.config.nb_execution_cache_path)
+    pages = [page for page in map(env.doc2path, docnames) if page.endswith(".md") and is_myst_markdown_notebook(Path(page).read_text(encoding="utf8"))]
+    records = [cache.add_nb_to_project(page, read_data={"type": "plugin", "name": "myst_nb_md"}) for page in pages]
+    executor = load_executor("local-serial", cache)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda record: executor.run_and_cache(filter_pks=[record.pk], timeout=app.config.nb_execution_timeout), records))
+
+
 def without_thebe(app, config):
     """sphinx-thebe writes its address on a content network on every page, twice (a JavaScript error), used or not. Keep only its local style sheet."""
     if not config.html_theme_options.get("launch_buttons", {}).get("thebe"):
@@ -128,6 +148,7 @@ def setup(app):
     app.connect("config-inited", singlehtml_handlers)
     app.connect("config-inited", without_thebe)
     app.connect("builder-inited", cache_by_source, priority=100)  # before myst-nb reads its settings
+    app.connect("env-before-read-docs", execute_two_at_a_time)
     app.connect("autodoc-process-docstring", examples_section, priority=400)  # before napoleon
     app.connect("html-page-context", list_of_works)
     app.connect("build-finished", copy_mathjax)

@@ -108,12 +108,13 @@ def describe_learning(trained) -> str:
     if twins and len(good) > 1:
         spread, least, most = 100 * (good[0]["ours_cso_map"] - good[-1]["ours_cso_map"]), min(twins.values()), max(twins.values())
         size = "The first is the larger" if most > 2 * spread else "The second is the larger" if 2 * most < spread else "The two are of one size"
-        unknown = "" if any((row.get("ours_seeds") or 0) > 1 for row in trained) else ", which is unknown"
+        moved = [f"{row['label']} {percent(row['ours_seeds_sd'])} over {row['ours_seeds']} seeds" for row in trained if row.get("ours_seeds_sd") is not None]
+        seeds = f" (standard deviation of {', '.join(moved)})" if moved else ", which is unknown"
         sentences.append(
             f"**So** a longer training of the same network was worth {signed(least)} to {signed(most)} points on the test split, and {spread:.2f} separate the "
             "architectures that were trained equally long, though not all by one recipe, and find nearly every target. "
             f"{size}, and each row is one training: rows of different length cannot be ranked, and rows of one length only as far as they differ by "
-            f"more than another seed would move them{unknown}."
+            f"more than another seed would move them{seeds}."
         )
     return bullets(sentences)
 

@@ -268,15 +268,19 @@ def _describe_pairs(theirs) -> str:
 
 def _describe_seeds(rows) -> str:
     """What the number of trainings behind some rows allows to say."""
-    spreads = [row["ours_seeds_sd"] for row in rows if row["ours_seeds_sd"] is not None]
-    if not spreads:
+    repeated = [row for row in rows if row["ours_seeds_sd"] is not None]
+    if not repeated:
         return (
             "Each row is one training. Another seed would end at another score, and one seed does not tell how far away. So even a difference beyond the "
             "sampling error shows that two trainings differ, not that a part of the network helps or harms."
         )
-    spread = 100 * math.sqrt(sum(sd**2 for sd in spreads) / len(spreads))
-    apart = math.sqrt(2) * spread
-    return f"Over training seeds a score has a standard deviation of {spread:.2f}, so two single trainings differ by about {apart:.2f} by chance."
+    spread = 100 * math.sqrt(sum(row["ours_seeds_sd"] ** 2 for row in repeated) / len(repeated))
+    whose = _listed([f"{row['label']} ({row['ours_seeds']} seeds)" for row in repeated])
+    others = "Two" if len(repeated) == len(rows) else "If the other rows, of one seed each, vary as much, two"
+    return (
+        f"Over training seeds the score of {whose} has a standard deviation of {spread:.2f}{', root mean square' * (len(repeated) > 1)}. {others} single "
+        f"trainings differ by about {math.sqrt(2) * spread:.2f} by chance."
+    )
 
 
 def longer_training(row: dict, longer: dict) -> str:

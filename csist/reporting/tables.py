@@ -98,7 +98,8 @@ def precision_table(rows) -> Table:
 
 
 def size_table(rows) -> Table:
-    """Parameters and multiply-accumulates, printed and counted here; and, for rows that say so, how many parameters the training reaches."""
+    """Parameters and multiply-accumulates, printed (where for any row they are) and counted here; for rows that say so, also how many parameters the
+    training reaches."""
     columns = [
         Column("paper", "parameters [M]", row_value("paper_parameters_m", as_printed)),
         Column("paper", "MACs of 64 frames [G]", row_value("paper_macs_g_batch64", as_printed)),
@@ -108,6 +109,7 @@ def size_table(rows) -> Table:
     ]
     if any("ours_with_gradient" in row for row in rows):
         columns.insert(3, Column("ours", "of these with a gradient", row_value("ours_with_gradient", digits=0)))
+    columns = [column for column in columns if column.group == "ours" or any(column.text(row) != MISSING for row in rows)]
     return make_table(rows, columns, "Size and cost; multiply-accumulates (MACs) of 64 frames in the paper's count, and of a single frame as it runs here.")
 
 
