@@ -261,6 +261,10 @@ def test_what_seeds_can_say(tmp_path):
     first = scored(rows[:1], [0.44], ours_seeds=3, ours_seeds_sd=0.002) + scored(rows[1:], [0.45, 0.45, 0.46], ours_seeds=1)
     one = reporting.describe_order(first)
     assert "ISTA-Net (3 seeds) has a standard deviation of 0.20. If the other rows, of one seed each, vary as much, two single trainings" in one
+    assert one.endswith("These pairs differ by more than twice that: ISTA-Net and DISTA-Net w/o DT; ISTA-Net and DISTA-Net w/o Thres.; ISTA-Net and DISTA-Net; "
+                        "DISTA-Net w/o DT and DISTA-Net; DISTA-Net w/o Thres. and DISTA-Net.")
+    near = reporting.describe_order(scored(rows, [0.44, 0.441, 0.442, 0.443], ours_seeds=3, ours_seeds_sd=0.002))
+    assert near.endswith("No two rows differ by more than twice that.")
 
 
 def test_what_longer_training_gave(tmp_path):

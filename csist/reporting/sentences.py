@@ -33,7 +33,7 @@ def discrepancies(rows: list[dict]) -> list[str]:
     several = any((row["ours_seeds"] or 0) > 1 for row in rows)
     sentences = [discrepancy(row, seeds=several) for row in rows if row["status"] == "scored"]
     if not several and any(row["ours_seeds"] for row in rows):
-        sentences.append("**Seeds**: one training of each network is finished, so the spread over seeds is unknown.")
+        sentences.append("**Seeds**: one training of each row is finished, so the spread over seeds of these rows is unknown.")
     for status in dict.fromkeys(row["status"] for row in rows if row["status"] != "scored"):
         names = (row["label"] + ("" if row["paper_cso_map"] is None else f" ({number(row['paper_cso_map'])})") for row in rows if row["status"] == status)
         printed = any(row["paper_cso_map"] is not None for row in rows if row["status"] == status)
@@ -277,10 +277,13 @@ def _describe_seeds(rows) -> str:
     spread = 100 * math.sqrt(sum(row["ours_seeds_sd"] ** 2 for row in repeated) / len(repeated))
     whose = _listed([f"{row['label']} ({row['ours_seeds']} seeds)" for row in repeated])
     others = "Two" if len(repeated) == len(rows) else "If the other rows, of one seed each, vary as much, two"
+    apart = math.sqrt(2) * spread
+    pairs = itertools.combinations(rows, 2)
+    far = "; ".join(f"{one['label']} and {two['label']}" for one, two in pairs if abs(one["ours_cso_map"] - two["ours_cso_map"]) > 0.02 * apart)
     return (
         f"Over training seeds the score of {whose} has a standard deviation of {spread:.2f}{', root mean square' * (len(repeated) > 1)}. {others} single "
-        f"trainings differ by about {math.sqrt(2) * spread:.2f} by chance."
-    )
+        f"trainings differ by about {apart:.2f} by chance. "
+    ) + (f"These pairs differ by more than twice that: {far}." if far else "No two rows differ by more than twice that.")
 
 
 def longer_training(row: dict, longer: dict) -> str:
