@@ -6,14 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("jupytext")
 pytest.importorskip("sphinx")
+pytest.importorskip("myst_nb")
 import built
 import jupytext
 import launch
+import offline
 import print_pdf
 from test_widgets import need
 
@@ -125,13 +128,47 @@ def test_faults_end_the_build(tmp_path):
         (tmp_path / name).symlink_to(ROOT / "book" / name)
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: page\n", encoding="utf8")
     (tmp_path / "page.md").write_text(FAULTY, encoding="utf8")
-    options = next(line.split()[3:7] for line in (ROOT / "Makefile").read_text(encoding="utf8").splitlines() if "jupyter-book build book -W" in line)
+    (line,) = [line for line in (ROOT / "Makefile").read_text(encoding="utf8").splitlines() if "jupyter-book build book -W" in line]
+    options = line.split("jupyter-book build book")[1].split()[:4]
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(tmp_path), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     warnings = [line for line in run.stderr.splitlines() if "WARNING" in line]
     assert run.returncode != 0 and options == ["-W", "-n", "--keep-going", "--all"]
     assert [fault for fault in FAULTS if not any(fault in line for line in warnings)] == [], run.stderr[-4000:]
+
+
+# Execution -------------------------------------------------------------------------------------------------------------------------------------------
+
+CHAPTER = """---
+jupytext:
+  text_representation: {{format_name: myst}}
+kernelspec: {{display_name: Python 3, language: python, name: python3}}
+---
+```{{code-cell}} ipython3
+import pathlib, time
+pathlib.Path("{own}").touch()
+end = time.monotonic() + 60
+while not pathlib.Path("{other}").exists():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+```
+"""
+
+
+def test_two_chapters_are_executed_at_a_time(tmp_path):
+    """Each of two chapters waits for the other to begin; a page without code is left alone."""
+    for own, other in ("ab", "ba"):
+        (tmp_path / f"{own}.md").write_text(CHAPTER.format(own=own, other=other), encoding="utf8")
+    (tmp_path / "text.md").write_text("# No code", encoding="utf8")
+    config = SimpleNamespace(nb_execution_mode="off", nb_execution_cache_path=str(tmp_path / "cache"), nb_execution_timeout=90)
+    app, env = SimpleNamespace(config=config), SimpleNamespace(doc2path=lambda name: str(tmp_path / f"{name}.md"))
+    offline.execute_two_at_a_time(app, env, ["a", "b", "text"])
+    assert not (tmp_path / "a").exists()
+    config.nb_execution_mode = "cache"
+    offline.execute_two_at_a_time(app, env, ["a", "b", "text"])
+    cached = offline.get_cache(config.nb_execution_cache_path).list_cache_records()
+    assert {Path(record.uri).name for record in cached} == {"a.md", "b.md"}
 
 
 # PDF -------------------------------------------------------------------------------------------------------------------------------------------------
