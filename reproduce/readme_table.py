@@ -41,7 +41,8 @@ def off_the_grid() -> str:
     scores = [told.format(words, 100 * test["cso_map"], 100 * test["count_accuracy"]) for words, test in results.items()]
     limit = load_result("attainable")
     value = f"{100 * limit['cso_map']:.2f} ± {100 * limit['uncertainty']:.2f}"
-    best = f"No method can score more than about {value} on them (exact posterior of {limit['sampled']} frames, `reproduce/attainable.py`)."
+    posterior = f"(exact posterior of {limit['sampled']} frames, `reproduce/attainable.py`)"
+    best = f"With one detection for each target that it estimates, no method can be expected to score more than about {value} on them {posterior}."
     return f"Off the grid, on the same frames: {'; '.join(scores)}. {best}"
 
 

@@ -147,7 +147,7 @@ def _network_rows(folder: Path) -> list[dict]:
         best = max(readouts, key=lambda one: readouts[one]["validation"]["cso_map"], default=None)
         if best and best != "threshold":
             test = {**readouts[best]["test"], "frames": stored[name]["frames"]}
-            rows.append(_row(f"{name}:{best}", f"{label}, {best}", "read-out", test, told, LEARNED, **about))
+            rows.append(_row(f"{name}:{best}", f"{label}, {best}", "read-out", test, told, f"{LEARNED}; read-out: 2,000 more", **about))
     return rows
 
 
