@@ -267,6 +267,19 @@ def test_what_seeds_can_say(tmp_path):
     assert near.endswith("No two rows differ by more than twice that.")
 
 
+def test_which_rows_chance_cannot_explain(tmp_path):
+    rows = reporting.make_rows(reporting.ablation_entries(), tmp_path)
+    single = scored(rows, [0.44, 0.45, None, 0.46], ours_seeds=1)
+    assert "can be said when" in reporting.describe_chance(single, single[3]) and "can be said when" in reporting.describe_chance(rows, rows[3])
+    repeated = scored(rows[:1], [0.44], ours_seeds=3, ours_seeds_sd=0.002) + scored(rows[1:], [0.455, None, 0.46], ours_seeds=1)
+    assert reporting.describe_chance(repeated, repeated[3]) == (
+        "Two trainings of one network may differ by 0.57 (two standard deviations, from ISTA-Net) by chance. Further than that from DISTA-Net is "
+        "ISTA-Net (−2.00). Not told apart from it by one training each is DISTA-Net w/o DT (−0.50)."
+    )
+    one_kind = scored(rows, [0.46, 0.46, 0.46, 0.46], ours_seeds=3, ours_seeds_sd=0.002)
+    assert "Further" not in reporting.describe_chance(one_kind, one_kind[3])
+
+
 def test_what_longer_training_gave(tmp_path):
     short, *_ = trained(tmp_path, 1000)
     (longer,) = reporting.make_rows(reporting.longer_entries()[:1], tmp_path)

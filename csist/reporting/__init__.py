@@ -65,6 +65,7 @@ from csist.reporting.sentences import (
     NEARLY_ALL,
     bullets,
     describe_axis,
+    describe_chance,
     describe_lengths,
     describe_order,
     describe_origin,

@@ -2,7 +2,7 @@
 
 Rows join result files and invent nothing: networks (``<run>.json``, ``readouts.json``), detectors behind them, the training-free sampler
 (``off-grid-<tier>.json``), networks that answer off the grid (``continuous-*.json``) and well-known libraries (``peers.json``); ``robustness.json`` holds the
-scores on changed frames and ``attainable.json`` what no method can beat. A file that is missing leaves its rows out, and the page says so.
+scores on changed frames and ``attainable.json`` what one detection per target can reach. A file that is missing leaves its rows out, and the page says so.
 """
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _peer_rows(folder: Path) -> list[dict]:
 
 
 def attainable(folder: Path | None = None) -> dict | None:
-    """What no method can beat (``results/attainable.json``), or None."""
+    """What one detection for each estimated target can reach (``results/attainable.json``), or None."""
     return reporting.load_result("attainable", folder)
 
 
@@ -410,7 +410,8 @@ def describe_limit(limit: dict | None) -> str:
         return "The attainable limit is not known: `results/attainable.json` is missing, made by `python reproduce/attainable.py`."
     again, finer, claims = limit["sampler"]["another_seed"], limit["sampler"]["finer"], limit["claims"][0]
     return (
-        f"The black line, **{100 * limit['cso_map']:.2f} ± {100 * limit['uncertainty']:.2f}**, is what unlimited computing would reach on these test frames: "
+        f"The black line, **{100 * limit['cso_map']:.2f} ± {100 * limit['uncertainty']:.2f}**, is what unlimited computing would reach on these test frames "
+        "with one detection for each target that it finds: "
         f"{limit['settled']['frames']:,} that have a single narrow mode are left as they are; of the other "
         f"{limit['frames'] - limit['settled']['frames']:,}, {limit['sampled']:,} were answered from their exact posterior and stand for the rest, and the gain "
         f"over the standard tier ({100 * limit['gain']:.2f} points) added to its score ({100 * limit['standard_tier']:.2f} when this was "

@@ -285,9 +285,8 @@ def describe_places(rows, truth: Targets, ratio: int = 3) -> str:
     text += f"{max(places['border']):.1f}."
     if len(good) > 1:
         width = {name: max(values) - min(values) for name in places for values in [[100 * row[f"ours_{name}_cso_map"] for row in good]]}
-        where = "in a border frame than in one inside" if width["border"] > width["interior"] else "in a frame inside than at the border"
         text += (
             f" Among the {len(good)} that find nearly every target the scores differ by {width['interior']:.1f} points inside and by {width['border']:.1f} at "
-            f"the border: they differ more {where}."
+            "the border."
         )
     return text

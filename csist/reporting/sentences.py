@@ -274,7 +274,7 @@ def _describe_seeds(rows) -> str:
             "Each row is one training. Another seed would end at another score, and one seed does not tell how far away. So even a difference beyond the "
             "sampling error shows that two trainings differ, not that a part of the network helps or harms."
         )
-    spread = 100 * math.sqrt(sum(row["ours_seeds_sd"] ** 2 for row in repeated) / len(repeated))
+    spread = _seed_spread(repeated)
     whose = _listed([f"{row['label']} ({row['ours_seeds']} seeds)" for row in repeated])
     others = "Two" if len(repeated) == len(rows) else "If the other rows, of one seed each, vary as much, two"
     apart = math.sqrt(2) * spread
@@ -284,6 +284,36 @@ def _describe_seeds(rows) -> str:
         f"Over training seeds the score of {whose} has a standard deviation of {spread:.2f}{', root mean square' * (len(repeated) > 1)}. {others} single "
         f"trainings differ by about {apart:.2f} by chance. "
     ) + (f"These pairs differ by more than twice that: {far}." if far else "No two rows differ by more than twice that.")
+
+
+def _seed_spread(repeated) -> float:
+    """Root mean square of the standard deviations over training seeds, in points."""
+    return 100 * math.sqrt(sum(row["ours_seeds_sd"] ** 2 for row in repeated) / len(repeated))
+
+
+def describe_chance(rows, reference: dict) -> str:
+    """Which rows differ from a reference by more than twice what two trainings differ by chance, as one Markdown paragraph.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Rows of one training budget; those with several seeds say what chance does.
+    reference : dict
+        The row that all others are held against.
+    """
+    repeated = [row for row in [reference, *rows] if row["ours_seeds_sd"] is not None]
+    scored = [row for row in rows if row["status"] == "scored" and row is not reference]
+    if not repeated or not scored or reference["status"] != "scored":
+        return "Whether these rows differ by more than chance can be said when they are trained, and one row of the table with several seeds."
+    twice = 2 * math.sqrt(2) * _seed_spread(repeated)
+    gaps = [(row["label"], 100 * (row["ours_cso_map"] - reference["ours_cso_map"])) for row in scored]
+    far, near = ([f"{label} ({signed(gap)})" for label, gap in gaps if (abs(gap) > twice) == beyond] for beyond in (True, False))
+    text = f"Two trainings of one network may differ by {twice:.2f} (two standard deviations, from {_listed([row['label'] for row in repeated])}) by chance. "
+    if far:
+        text += f"Further than that from {reference['label']} {'is' if len(far) == 1 else 'are'} {_listed(far)}. "
+    if near:
+        text += f"Not told apart from it by one training each {'is' if len(near) == 1 else 'are'} {_listed(near)}."
+    return text.strip()
 
 
 def longer_training(row: dict, longer: dict) -> str:
