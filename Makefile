@@ -48,7 +48,7 @@ pdf: $(READY) results   ## print the whole book into book/_build/pdf/csist.pdf; 
 	$(BIN)/python book/print_pdf.py book/_build/singlehtml/index.html book/_build/pdf/csist.pdf
 	@echo "Open $(CURDIR)/book/_build/pdf/csist.pdf"
 
-test: $(READY)  ## run the tests on all processors, all set-up included
+test: $(READY)  ## run the tests on up to four processors, all set-up included
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(READY)  ## check the style

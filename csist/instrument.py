@@ -138,7 +138,7 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
 
     .. math:: \overline{z^2} = \sum_{k \ge 1} k^2 \Big[\Phi\Big(\frac{k + \frac12}{s}\Big) - \Phi\Big(\frac{k - \frac12}{s}\Big)\Big]
 
-    is solved for s. Noise of less than 0.2 grey levels never reaches the first level; 0 is returned for it.
+    is solved for s. Noise of less than 0.2 grey levels hardly ever reaches the first level; 0 is returned for it.
 
     Parameters
     ----------

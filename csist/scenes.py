@@ -79,7 +79,7 @@ class Targets:
 
     @property
     def cell(self) -> np.ndarray:
-        """Pixel that holds the cluster: the rounded mean position, (n, 2); frames without targets give -1."""
+        """Pixel that holds the cluster, the rounded mean position, (n, 2); frames without targets give -1."""
         total = np.nansum(self.xy, axis=1)
         return np.where(self.count[:, None] > 0, np.rint(total / np.maximum(self.count, 1)[:, None]), -1).astype(np.int64)
 

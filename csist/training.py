@@ -287,7 +287,7 @@ class Trainer:
 
     @property
     def kept(self) -> nn.Module:
-        """The network that is validated and whose weights are kept: the averaged one if there is one."""
+        """The network that is validated and whose weights are kept, the averaged one if there is one."""
         return self.network if self.averaged is None else self.averaged
 
     @property

@@ -140,10 +140,11 @@ def test_no_network_is_forgotten():
 
 def test_false_detections_are_counted_by_hand():
     frame = {"targets": [[5.0, 5.0, 240.0]]}
-    hit, beside, elsewhere = [5.0, 5.0, 200, 0], [5.33, 5.0, 60, -1], [8.0, 5.0, 55, -1]
-    method = {"method": "dista-net", "label": "DISTA-Net", "ratio": 3, "points": [[[hit, beside, elsewhere]], [[hit]]]}
+    hit, beside, elsewhere, another = [5.0, 5.0, 200, 0], [5.33, 5.0, 60, -1], [8.0, 5.0, 55, -1], [5.0, 5.33, 180, -1]  # 380 are no single target's
+    method = {"method": "dista-net", "label": "DISTA-Net", "ratio": 3, "points": [[[hit, beside, elsewhere, another]], [[hit]]]}
     text = gallery.describe_false({"frames": [frame, frame], "methods": [method]})
-    assert "make 2 false detections in these 2 frames, and 1 of them touch" in text and text.endswith("1 by DISTA-Net.")
+    assert "make 3 false detections in these 2 frames, and 1 of them touch a hit with which they have 200 to 270 grey levels together" in text
+    assert text.endswith("1 by DISTA-Net.")
 
 
 def test_bad_input_is_refused(data):

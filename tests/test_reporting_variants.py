@@ -287,7 +287,7 @@ def test_what_longer_training_gave(tmp_path):
     scored = longer | {"status": "scored", "ours_samples": 3000, "ours_cso_map": short["ours_cso_map"] + 0.01, "ours_recipe": short["ours_recipe"]}
     assert "differ in more than length" in reporting.longer_training(short, scored | {"ours_recipe": "another"})
     text = reporting.longer_training(short, scored)
-    assert text.startswith("**ISTA-Net (Table 1)**: 3,000 samples instead of 1,000 take it from") and text.endswith(", +1.00.")
+    assert text.startswith("**ISTA-Net (Table 1)**: a training of 3,000 samples instead of 1,000 takes it from") and text.endswith(", +1.00.")
 
 
 def test_a_point_that_the_paper_only_draws_is_marked(tmp_path):

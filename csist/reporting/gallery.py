@@ -14,6 +14,7 @@ from csist.networks.registry import NETWORKS, read_weights, run_name
 from csist.reporting import MISSING, Table, number, paper_values, weights_file
 
 NEAR = 0.25  # px; the metric's largest distance threshold
+ONE_TARGET = 200, 270  # grey levels: what a target carries, 220 to 250, give or take what a network errs
 
 
 class Answer(NamedTuple):
@@ -182,14 +183,21 @@ def describe_false(shown: dict) -> str:
                 hits = [point for point in points if point[3] >= 0]
                 wrong = [point for point in points if point[3] < 0]
                 false += len(wrong)
-                beside += sum(any(max(abs(x - hit[0]), abs(y - hit[1])) < 1.5 / method["ratio"] for hit in hits) for x, y, *_ in wrong)
+                beside += sum(any(_shares(point, hit, method["ratio"]) for hit in hits) for point in wrong)
     frames = len(shown["frames"])
     perfect = {method["label"]: sum(_all_right(*pair) for pair in zip(shown["frames"], method["points"])) for method in shown["methods"]}
     right = "; ".join(f"{count} by {label}" for label, count in sorted(perfect.items(), key=lambda item: -item[1]) if label != "perfect")
     return (
-        f"The networks on a grid make {false} false detections in these {frames} frames, and {beside} of them touch a sub-pixel that found a target. "
+        f"The networks on a grid make {false} false detections in these {frames} frames, and {beside} of them touch a hit with which "
+        f"they have {ONE_TARGET[0]} to {ONE_TARGET[1]} grey levels together, the light of one target. "
         f"Frames answered without any miss or false detection: {right}."
     )
+
+
+def _shares(point, hit, ratio: int) -> bool:
+    """Whether a false detection and a hit, each x, y, intensity and so on, lie in sub-pixels that touch and have one target's light together."""
+    touches = max(abs(point[0] - hit[0]), abs(point[1] - hit[1])) < 1.5 / ratio
+    return touches and ONE_TARGET[0] <= point[2] + hit[2] <= ONE_TARGET[1]
 
 
 def _all_right(frame: dict, stages: list) -> bool:

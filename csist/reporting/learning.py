@@ -245,8 +245,8 @@ def describe_ranking(ranked, ceilings: Ceilings) -> str:
     room = [100 * (row["best"] - row["own"]) for row in networks]
     return bullets([
         f"**Targets missed.** With all false alarms at the end, the networks stand {_span(missed, networks)} points from a perfect detector with random ranks.",
-        f"**False alarms.** Hits first instead of random order is worth {_span(sorted_out, networks)} points: so much there is to win by giving false alarms, "
-        "such as the halves of split targets, the lowest scores.",
+        f"**False alarms.** Hits first instead of random order is worth {_span(sorted_out, networks)} points: that much can be won by giving the lowest "
+        "scores to false alarms, such as the halves of split targets.",
         f"**Brightness** stands {_span(placed, networks)} points from \"hits first\": it wins by knowing a little of how well a target fits its sub-pixel, and "
         f"loses where a false alarm outshines a hit. {_beyond(placed, networks)}",
         f"**Room.** The same detections in the order of their true distance would score {_span(room, networks)} points more.",

@@ -67,7 +67,7 @@ def _compare_detection(row: dict) -> str:
     if row["ours_ap25"] >= NEARLY_ALL:
         meaning = "nearly every target is found within a quarter of a pixel, so what is left to gain is ranking and the grid's own error"
     else:
-        meaning = "targets are missed at a quarter of a pixel or drowned by false detections; fewer of both, or lower ranks for the false, would gain most"
+        meaning = "targets are missed at a quarter of a pixel, or false detections rank above hits; mending that would gain, and so would better ranks of hits"
     return f"AP-25 is {percent(row['ours_ap25'])}{printed}: {meaning}."
 
 
@@ -81,7 +81,7 @@ def _compare_training(row: dict) -> str:
     at_most, best = theirs["epochs_at_most"], theirs["best_epoch"]
     seen = (best or at_most) * theirs["frames_per_epoch"]
     whose = f"the paper's weights had seen {seen:,.0f} (epoch {best:.0f} of at most {at_most:.0f})" if best else f"the paper's recipe shows up to {seen:,.0f}"
-    return f"{text}; {whose}, {seen / ours:.{0 if seen >= 10 * ours else 1}f} times as many."
+    return f"{text}; {whose}, {seen / ours:.{0 if seen >= 10 * ours else 1}f} times as many as we showed."
 
 
 def bullets(sentences) -> str:
@@ -141,7 +141,7 @@ def _explain_tuning(tuning: dict) -> str:
     best = tuning["validation"]
     return (
         f"Settings chosen on validation frames give {percent(best['cso_map'])} with {best['detections_per_frame']:.2f} detections a frame: "
-        f"{_describe(tuning['choice'])}. The sparse model and the grid are the same; so much of the distance to the networks is a matter of settings."
+        f"{_describe(tuning['choice'])}. The sparse model and the grid are the same, so settings alone make up much of the distance to the networks."
     )
 
 
@@ -324,8 +324,8 @@ def longer_training(row: dict, longer: dict) -> str:
     gap = 100 * (longer["ours_cso_map"] - row["ours_cso_map"])
     other = "" if longer["ours_recipe"] == row["ours_recipe"] else " (their recipes differ in more than length, see below)"
     return (
-        f"**{longer['label']}**: {longer['ours_samples']:,} samples instead of {row['ours_samples']:,} take it from {percent(row['ours_cso_map'])} to "
-        f"{percent(longer['ours_cso_map'])}, {signed(gap)}{other}."
+        f"**{longer['label']}**: a training of {longer['ours_samples']:,} samples instead of {row['ours_samples']:,} takes it from "
+        f"{percent(row['ours_cso_map'])} to {percent(longer['ours_cso_map'])}, {signed(gap)}{other}."
     )
 
 

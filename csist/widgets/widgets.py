@@ -153,7 +153,7 @@ class PsfExplorer(anywidget.AnyWidget):
 
     @property
     def bounds(self) -> np.ndarray:
-        """Cramér–Rao bounds' standard deviations of x [px], y [px] and intensity [grey levels] of each target, (K, 3): :func:`csist.limits.crlb`.
+        """Cramér–Rao bounds' standard deviations of x [px], y [px] and intensity [grey levels] of each target, (K, 3), by :func:`csist.limits.crlb`.
 
         Rounding is the only noise, saturated pixels are censored, nothing is known beforehand. The page computes the same numbers. Without rounding
         (``bits=None``) there is no noise, and a ValueError says so.
