@@ -412,11 +412,11 @@ def describe_limit(limit: dict | None) -> str:
     return (
         f"The black line, **{100 * limit['cso_map']:.2f} ± {100 * limit['uncertainty']:.2f}**, is what unlimited computing would reach on these test frames "
         "with one detection for each target that it finds: "
-        f"{limit['settled']['frames']:,} that have a single narrow mode are left as they are; of the other "
+        f"{limit['settled']['frames']:,} frames that have a single narrow mode are left as they are; of the other "
         f"{limit['frames'] - limit['settled']['frames']:,}, {limit['sampled']:,} were answered from their exact posterior and stand for the rest, and the gain "
         f"over the standard tier ({100 * limit['gain']:.2f} points) added to its score ({100 * limit['standard_tier']:.2f} when this was "
         "computed; `python reproduce/attainable.py`). "
-        f"The ± is a 95 % interval of the choice of frames; another draw of all test frames would move limit and methods alike by "
+        f"The ± is a 95 % interval of the choice of the sampled frames; for another draw of all test frames, sampled likewise, it would be "
         f"{196 * limit['population']['standard_error']:.2f}. Another seed of the sampler changes it by {_change(again)}; four times the particles changed "
         f"{'nothing to speak of' if abs(finer['change']) < 5e-4 else 'it by ' + reporting.layout.signed(100 * finer['change'])} on {finer['frames']} frames, "
         "too few to say more. "
