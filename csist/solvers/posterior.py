@@ -8,8 +8,8 @@ boxes of falling size, the largest *violation* of a pixel's interval that they t
 3. When nothing is violated any more, the particles are samples of the posterior, and the product of the shares that survived is the evidence of their number.
 
 Hardly a mode is missed because a search began elsewhere, and no shape is assumed. That costs about a second a frame, hundreds of times as long as the chains
-of :func:`csist.solvers.offgrid.unmix_offgrid`, whose tier "accurate" takes this way on doubtful border frames. What one detection for each estimated target can reach is measured with it
-(``reproduce/attainable.py``).
+of :func:`csist.solvers.offgrid.unmix_offgrid`, whose tier "accurate" takes this way on doubtful border frames. What one detection
+for each estimated target can reach is measured with it (``reproduce/attainable.py``).
 """
 from __future__ import annotations
 
