@@ -171,6 +171,8 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
 def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
     """Frames less the tilted plane that fits the pixels beyond the light of each frame's cluster, rounded; saturated pixels stay saturated.
 
+    Where dark means zero already, the plane is the mean of the noise's clipped half: measure noise before, not after (:func:`measure_read_noise`).
+
     Parameters
     ----------
     frames : array (n, rows, columns) or (rows, columns)

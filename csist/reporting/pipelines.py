@@ -88,7 +88,8 @@ def _gain(row: dict, plain: dict) -> list[str]:
         return []
     ours = 100 * (row["ours_cso_map"] - plain["ours_cso_map"])
     counts = f"{plain['ours_detections']:.2f} detections per target by brightness, {row['ours_detections']:.2f} here"
-    sentences = [f"Its images read by their brightness give {reporting.percent(plain['ours_cso_map'])}: the detector adds {_points(ours)} ({counts})."]
+    bright = reporting.percent(plain["ours_cso_map"])
+    sentences = [f"The network's images of whole frames, read by their brightness, give {bright}: the detector adds {_points(ours)} ({counts})."]
     if row["paper_cso_map"] is not None and plain["paper_cso_map"] is not None:
         sentences.append(f"In the paper the detector adds {_points(row['paper_cso_map'] - plain['paper_cso_map'])}.")
     return sentences
