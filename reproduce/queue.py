@@ -106,6 +106,8 @@ def main(arguments=None) -> int:
         claimed = claim(runs[name], deadline, options.output) if first else None
         turn = of_first_process(claimed and claimed[1:], options.device)
         if turn is None:
+            if options.only and first and is_finished(runs[name], results):
+                print(f"{name}: finished before, see {results / name}.json; --output FOLDER trains it anew", flush=True)
             continue
         how = {"device": options.device, "precision": options.precision, "compiled": options.compile}
         try:

@@ -124,6 +124,16 @@ def test_finished_runs_are_skipped(folder, trained, capsys):
     assert capsys.readouterr().out.split() == ["first", "finished", "second", "begun"]
 
 
+def test_a_finished_run_that_is_asked_for_says_so(folder, trained, capsys):
+    (folder / "results").mkdir()
+    (folder / "results" / "first.json").write_text(json.dumps({"run": as_plain(load_runs(folder / "runs.yaml")[0])}))
+    work(folder, "--only", "first")
+    said = capsys.readouterr().out
+    assert trained == [] and said.startswith("first: finished before, see") and "--output FOLDER trains it anew" in said
+    work(folder)
+    assert "finished before" not in capsys.readouterr().out  # the whole queue passes over in silence
+
+
 def test_a_run_that_another_worker_holds_is_skipped_until_that_worker_dies(folder, trained):
     code = "import fcntl, sys\nfile = open(sys.argv[1], 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()"
     (folder / "checkpoints").mkdir()
