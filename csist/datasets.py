@@ -46,7 +46,8 @@ def csist100k(
     plane : FocalPlane, optional
         Optics and sensor; by default sigma = 0.5 px, 8 bits, clipped at 255, no read noise.
     cluster_shift : float
-        Displacement of the cluster's unit square from the pixel's centre [px]; the paper's figures suggest about -0.07 (see the fidelity section).
+        Displacement of the cluster's unit square from the pixel's centre [px]; the paper's figures suggest about -0.07 (same chapter, "How faithful
+        is it?").
     cache : bool
         Keep the arrays under ``$CSIST_CACHE`` (default ``~/.cache/csist``), keyed by the recipe's hash and verified when read.
 

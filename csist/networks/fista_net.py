@@ -56,7 +56,7 @@ class FistaNet(UnfoldedNetwork):
         \mu_k = \sigma(w_\mu k + b_\mu), \qquad \theta_k = \sigma(w_\theta k + b_\theta), \qquad
         \rho_k = \frac{\sigma(w_\rho k + b_\rho) - \sigma(b_\rho)}{\sigma(w_\rho k + b_\rho)}, \qquad k = 0, 1, \ldots
 
-    so that before training steps and thresholds fall with k and the momentum rises from zero. The printed count of 74,599 includes 36,992 parameters of four
+    so that, before training, steps and thresholds fall with k and the momentum rises from zero. The printed count of 74,599 includes 36,992 parameters of four
     convolutions that the reference toolkit creates and never calls (``dead_parameters``); they are left out here. The toolkit's block also runs at c = 3 only.
 
     Parameters

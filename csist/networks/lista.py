@@ -82,7 +82,7 @@ class DenseNetwork(UnmixingNetwork):
         self.fcs = nn.ModuleList(self.fresh_layers(layers, start))
 
     def fresh_layers(self, count: int, start: bool) -> list[nn.Module]:
-        """New layers; with ``start`` their matrices are those of the classical iteration, otherwise zeros."""
+        """New layers; with ``start`` their matrices are those that the class's text names, otherwise zeros."""
         raise NotImplementedError
 
     def unfold(self, pixels: torch.Tensor):
