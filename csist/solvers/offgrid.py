@@ -196,8 +196,8 @@ def unmix_offgrid(
     those with pixels at least 5 px apart in row or column, are unmixed as if alone. At 4 px, the pixels that their windows share tell neither anything;
     nearer clusters are taken for one, whose scores are low because no single cluster explains the light.
 
-    An answer depends on the cluster's window and the seed, not on other frames, their order or the number of threads. The first call on a machine
-    compiles for about a minute; the result is kept beside the module.
+    An answer depends on the cluster's window and the seed, not on other frames, their order or the number of threads. The first call on a machine,
+    and the first with a window of another size (a wider PSF), compiles for about a minute; the result is kept beside the module.
 
     Parameters
     ----------
