@@ -81,7 +81,7 @@ class Condition:
 def expected(targets: Targets, plane: FocalPlane, psf: tuple) -> np.ndarray:
     """Light of targets (n, rows, columns) under a Gaussian, an Airy or an elliptical Gaussian PSF.
 
-    An Airy pattern is given by the radius of its first dark ring; the elliptical PSF has the same area as the round one, its longer axis along the rows.
+    An Airy pattern is given by the radius of its first dark ring; the elliptical PSF has the same area as the round one, its longer axis along x.
     """
     if psf[0] == "gaussian":
         return plane.expected(targets)
@@ -129,7 +129,7 @@ def conditions() -> dict[str, Condition]:
     made["airy-fwhm"] = fwhm
     for share in (0.1, 0.2):
         made[f"elliptical-{100 * share:.0f}"] = Condition(
-            "psf", f"{100 * share:.0f} % narrower", f"a PSF {100 * share:.0f} % narrower along columns than along rows", psf=("elliptical", share)
+            "psf", f"{100 * share:.0f} % narrower", f"a PSF {100 * share:.0f} % narrower in y than in x", psf=("elliptical", share)
         )
     for rayleigh in (0.3, 0.4):
         gap = round(rayleigh * 0.95, 6)

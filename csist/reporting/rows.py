@@ -19,6 +19,7 @@ from csist.reporting.selection import AXES, Entry, ablation_entries, entries, hy
 from csist.reporting.sources import AP_NAMES, load_result, seed_results
 
 GPU_NAMES = ("NVIDIA", "GeForce", "Tesla", "Quadro", "Instinct", "Radeon")  # how the names begin that torch.cuda.get_device_name gives
+PRECISIONS = {"bf16": "bfloat16", "no": "float32"}  # of the convolutions while training, as the queue calls them
 
 
 def make_rows(work: list[Entry], folder: Path | None = None) -> list[dict]:
@@ -206,7 +207,7 @@ def _training_columns(result: dict | None) -> dict:
         "ours_settings": json.dumps(result["settings"]) if "settings" in result else None,
         "ours_samples": shown["samples"] or None,
         "ours_views": shown["views"] or None,
-        "ours_recipe": recipe_text(run) if phases else None,
+        "ours_recipe": recipe_text(run, result.get("precision")) if phases else None,
         "ours_hours": result.get("hours"),
         "ours_processor_hours": None if on_gpu(origin.get("device")) else result.get("cpu_hours"),
         "ours_device": origin.get("device"),
@@ -225,11 +226,13 @@ def on_gpu(device: str | None) -> bool:
     return any(maker in (device or "") for maker in GPU_NAMES)
 
 
-def recipe_text(run: dict) -> str:
-    """How a run, given as in its result file, was trained, apart from how long: rates, batch, and what else was done to gradients, samples and weights.
+def recipe_text(run: dict, precision: str | None = None) -> str:
+    """How a run, given as in its result file, was trained, apart from how long: rates, batch, what else was done to gradients, samples and weights, precision.
 
     >>> recipe_text({"phases": [{"schedule": "cosine", "rate": 0.001}], "batch": 64, "clip": 1.0, "symmetries": True})
     'cosine from 0.001, batches of 64, gradients clipped at 1, samples turned and mirrored'
+    >>> recipe_text({"phases": [{"schedule": "constant", "rate": 0.0001}], "batch": 64}, "bf16")
+    'constant 0.0001, batches of 64, in bfloat16'
     """
     words = {"cosine": "cosine from", "constant": "constant"}
     rates = ", then ".join(f"{words[phase['schedule']]} {phase['rate']:g}" for phase in run["phases"])
@@ -239,5 +242,6 @@ def recipe_text(run: dict) -> str:
         "new frames in every epoch": run.get("fresh"),
         f"weights averaged with decay {run.get('average') or 0:g}": run.get("average"),
         f"sub-pixels with a target weigh {run.get('target_weight') or 1:g}": run.get("target_weight", 1) != 1,
+        f"in {PRECISIONS.get(precision, precision)}": precision,
     }
     return ", ".join([rates, f"batches of {run['batch']}", *[text for text, applies in more.items() if applies]])
