@@ -1,7 +1,7 @@
 """Choose the settings of ISTA on validation frames; the choice is ``csist.solvers.TUNED`` (book chapter "Sparse recovery").
 
     python reproduce/tune_ista.py                  # about 10 minutes on an idle core; rewrites results/ista-tuning.json
-    python reproduce/tune_ista.py --size 20 --coarse-size 20 --output /tmp/smoke.json
+    python reproduce/tune_ista.py --size 20 --coarse-size 20 --output smoke.json
 
 Two steps, both by CSO-mAP at c = 3 and only on the validation split:
 
