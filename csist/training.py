@@ -260,6 +260,7 @@ class Trainer:
             raise ValueError("device 'cuda' was asked for, but PyTorch sees no such GPU; use device='cpu'")
         if precision not in ("bf16", "no"):
             raise ValueError(f"precision must be 'bf16' or 'no'; got {precision!r}")
+        self.origin = provenance()  # now, not at the end: a commit made while the training goes on is not the code that it runs
         self.run, self.path, self.precision = run, Path(folder) / f"{run.name}.safetensors", precision
         # The precision is LossModule's: Accelerate allows only one in the life of a process, and a notebook may want two.
         # Without a GPU say "cpu" outright: left alone, Accelerate takes Apple's MPS, which lacks the float64 of the loss sum.
@@ -529,7 +530,7 @@ def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
         "history": trainer.history,
         "selected": trainer.history[best],
         "test": score_weights(weights / f"{run.name}.safetensors", run.test_size, device=str(trainer.engine.device)),
-        "provenance": provenance(),
+        "provenance": {**trainer.origin, "date": time.strftime("%Y-%m-%d", time.gmtime())},
     }
     write_json(results / f"{run.name}.json", result)
     return result
