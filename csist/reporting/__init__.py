@@ -71,6 +71,7 @@ from csist.reporting.sentences import (
     describe_origin,
     describe_ratio,
     describe_suspects,
+    describe_whole_frames,
     discrepancies,
     discrepancy,
     effect,

@@ -10,7 +10,7 @@ from csist.datasets import csist100k
 from csist.evaluation import provenance
 from csist.reporting.ceilings import Ceilings, describe_ceilings
 from csist.reporting.layout import as_printed, number, percent, signed
-from csist.reporting.rows import network_cost
+from csist.reporting.rows import PRECISIONS, network_cost
 from csist.reporting.selection import ABLATION, AXIS_LABELS, MAIN_POINT
 from csist.reporting.sources import load_paper_table, load_result, paper_training, paper_values
 from csist.reporting.tables import difference, hours_text, our_score, read_off
@@ -237,6 +237,39 @@ def describe_suspects(rows) -> str:
         known = 100 * (main["ours_cso_map"] - lowest)
         return f"{text} They explain at most {known:.1f} of the {difference(main):.1f} points above the paper's {number(printed)}; the rest is unknown."
     return f"{text} That reaches the paper's {number(printed)}."
+
+
+def describe_whole_frames(row: dict, whole: dict, folder: Path | None = None) -> str:
+    """What it changes that a network never sees a window, as Markdown.
+
+    Parameters
+    ----------
+    row : dict
+        The network trained on windows first and whole frames then.
+    whole : dict
+        The same network and schedule, with whole frames throughout.
+    folder : path, optional
+        Holds ``results``; by default the repository's ``reproduce``.
+    """
+    missing = next((one for one in (row, whole) if one["status"] != "scored"), None)
+    if missing:
+        return f"**{missing['label']}**: {missing['status']}."
+    history = load_result(row["result"], folder)["history"]
+    windows = [point for point in history if point["view"] == "windows"]
+    gain, margin = 100 * (whole["ours_cso_map"] - row["ours_cso_map"]), _margin(whole, row)
+    course = [(windows[0], "after {samples:,} windows"), (windows[-1], "after {samples:,}"), (history[-1], "when it had learned from whole frames as well")]
+    scores = [f"{percent(point['val_cso_map'])} {when.format(**point)}" for point, when in course]
+    text = (
+        f"**{row['label']}**: on whole validation frames it scored {_listed(scores)}. Had all been whole frames, it would score "
+        f"{percent(whole['ours_cso_map'])} on test instead of {percent(row['ours_cso_map'])}: "
+        f"{signed(gain)} (95 % interval over test frames {signed(gain - margin)} to {signed(gain + margin)})."
+    )
+    lacking = -difference(row) if row["paper_cso_map"] is not None else 0
+    if gain > 0 and lacking > 0:
+        share = "all" if gain >= lacking else f"{gain:.1f}"
+        text += f" That is {share} of the {lacking:.1f} points that it lacks to the paper's {number(row['paper_cso_map'])}."
+    precisions = [PRECISIONS.get(load_result(one["result"], folder).get("precision")) for one in (row, whole)]
+    return text + (" Besides, the first was trained in {}, the second in {}.".format(*precisions) if len(set(precisions)) > 1 else "")
 
 
 def describe_order(rows) -> str:
