@@ -260,12 +260,14 @@ def describe_whole_frames(row: dict, whole: dict, folder: Path | None = None) ->
     course = [(windows[0], "after {samples:,} windows"), (windows[-1], "after {samples:,}"), (history[-1], "when it had learned from whole frames as well")]
     scores = [f"{percent(point['val_cso_map'])} {when.format(**point)}" for point, when in course]
     text = (
-        f"**{row['label']}**: on whole validation frames it scored {_listed(scores)}. Had all been whole frames, it would score "
+        f"**{row['label']}**: on whole validation frames it scored {_listed(scores)}. Trained on whole frames only, it scores "
         f"{percent(whole['ours_cso_map'])} on test instead of {percent(row['ours_cso_map'])}: "
         f"{signed(gain)} (95 % interval over test frames {signed(gain - margin)} to {signed(gain + margin)})."
     )
     lacking = -difference(row) if row["paper_cso_map"] is not None else 0
-    if gain > 0 and lacking > 0:
+    if gain <= margin:
+        text += " So windows do not hold it back."
+    elif lacking > 0:
         share = "all" if gain >= lacking else f"{gain:.1f}"
         text += f" That is {share} of the {lacking:.1f} points that it lacks to the paper's {number(row['paper_cso_map'])}."
     precisions = [PRECISIONS.get(load_result(one["result"], folder).get("precision")) for one in (row, whole)]
