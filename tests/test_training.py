@@ -22,7 +22,7 @@ from csist.imaging import FocalPlane, SubpixelGrid
 from csist.networks import create_network
 from csist.networks.registry import read_weights, write_weights
 from csist.scenes import Targets
-from csist.training import Phase, Run, Trainer, TrainingSet, is_finished, score_weights, train, window_origin, write_json
+from csist.training import Phase, Run, Trainer, TrainingSet, finish, is_finished, score_weights, train, window_origin, write_json
 
 pytest.importorskip("accelerate")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -492,6 +492,15 @@ def test_the_stored_weights_are_the_best_ones_and_are_what_was_scored(finished, 
         assert torch.equal(value, straight.best[key].half().float()), key
     again = score_weights(folder / "weights" / "tiny.safetensors", 32)
     assert again["cso_map"] == pytest.approx(result["test"]["cso_map"], abs=1e-3)
+
+
+def test_the_result_names_the_commit_at_which_the_training_began(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    monkeypatch.setattr("csist.evaluation.current_commit", lambda: "began")
+    trainer = Trainer(TINY, folder / "checkpoints", device="cpu", precision="no")
+    monkeypatch.setattr("csist.evaluation.current_commit", lambda: "committed meanwhile")
+    trainer.resume()
+    assert finish(trainer, tmp_path, tmp_path)["provenance"]["commit"] == "began"
 
 
 def test_a_finished_run_can_be_finished_again_without_training(finished, tmp_path):
