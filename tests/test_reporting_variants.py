@@ -254,7 +254,7 @@ def test_what_a_suspect_explains(tmp_path):
 
 
 def test_what_whole_frames_change(tmp_path):
-    entries = [entry for entry in reporting.grid_ratio_entries(["cfgn"], [7]) if entry.method == "cfgn"]
+    entries = reporting.grid_ratio_entries(["cfgn"], [7])
     assert [entry.result for entry in entries] == ["cfgn-c7-seed0", "cfgn-frames-c7-seed0", "cfgn-long-c7-seed0"]
     entries = entries[:2]
     assert reporting.describe_whole_frames(*reporting.make_rows(entries, tmp_path)) == "**CFGN, c = 7**: not trained yet."
