@@ -225,8 +225,8 @@ def test_ngram_context_is_the_mean_attention_of_groups_of_four_windows():
         assert found.shape == (2, 2, 3, features)
         words = torch.zeros(2, 2, 3, features // 2)
         for sample, row, column, pair in np.ndindex(words.shape):
-            block = image[sample, row * 3 : row * 3 + 3, column * 3 : column * 3 + 3, 2 * pair : 2 * pair + 2].permute(2, 0, 1)
-            words[sample, row, column, pair] = (context.word.weight[0] * block).sum() + context.word.bias[0]
+            block = image[sample, row * 3 : row * 3 + 3, column * 3 : column * 3 + 3, 2 * pair : 2 * pair + 2]
+            words[sample, row, column, pair] = (context.word.weight[0] * block.flatten()).sum() + context.word.bias[0]
         padded = words.numpy()
         after = torch.from_numpy(np.pad(padded, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="reflect"))
         before = torch.from_numpy(np.pad(padded, ((0, 0), (1, 0), (1, 0), (0, 0)), mode="reflect"))
