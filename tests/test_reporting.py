@@ -171,6 +171,10 @@ def test_a_misspelt_method_names_the_nearest(tmp_path):
         reporting.table1_rows(3, ["dista-nett"], folder=tmp_path)
 
 
+def test_one_method_may_be_named_without_a_list(folder):
+    assert reporting.table1_rows(3, "dista-net", folder=folder) == reporting.table1_rows(3, ["dista-net"], folder=folder)
+
+
 def test_a_damaged_result_file_is_named(folder):
     (folder / "results" / "dista-net-c3-seed0.json").write_text('{"test": ')
     with pytest.raises(ValueError, match="dista-net-c3-seed0.json is no whole JSON"):

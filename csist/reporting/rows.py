@@ -54,7 +54,7 @@ def table1_rows(ratio: int = 3, methods=("ista", "ista-net", "ista-net+", "dista
     ratio : int
         Sub-pixel ratio c.
     methods : sequence of str
-        Names as in :func:`known_methods`.
+        Names as in :func:`known_methods`, or one such name.
     seed : int
         Training seed whose scores are shown; all seeds that have results give the mean and the spread.
     folder : path, optional

@@ -76,7 +76,7 @@ def entries(methods, ratio: int = 3, seed: int = 0, folder: Path | None = None, 
     Parameters
     ----------
     methods : sequence of str
-        Names as in :func:`known_methods`; an unknown one is a ValueError that names the nearest.
+        Names as in :func:`known_methods`, or one such name; an unknown one is a ValueError that names the nearest.
     ratio : int
         Sub-pixel ratio c.
     seed : int
@@ -90,7 +90,7 @@ def entries(methods, ratio: int = 3, seed: int = 0, folder: Path | None = None, 
     ['ista-paper', 'ista-tuned', 'ista-net']
     """
     rows = []
-    for method in methods:
+    for method in [methods] if isinstance(methods, str) else methods:
         if method not in known_methods(ratio):
             raise unknown_name(method, known_methods(ratio))
         rows += _ista_entries(ratio) if method == "ista" else _network_entries(method, ratio, seed, folder, planned)
