@@ -133,8 +133,9 @@ def test_table3_runs_at_smoke_scale(tmp_path):
     content = stored(tmp_path, "table3_grid_ratio")
     check_page(notebook, tmp_path, content["rows"], figures=2)
     keys = [row["key"] for row in content["rows"]]
-    others = ["cfgn-frames-c7", "cfgn-long-c7"]  # CFGN's other recipes
-    assert [key for key in keys if "ours" not in key and "recipe" not in key] == ["ista-net-c5", "cfgn-c5", "ista-net-c7", "cfgn-c7", *others]
+    others = {"cfgn-long-c5", "cfgn-frames-c7", "cfgn-long-c7"}  # CFGN's other recipes
+    assert others < set(keys)
+    assert [key for key in keys if "ours" not in key and "recipe" not in key and key not in others] == ["ista-net-c5", "cfgn-c5", "ista-net-c7", "cfgn-c7"]
     assert 0.5 < content["ceilings"]["5"]["random"] < content["ceilings"]["7"]["random"] < content["ceilings"]["7"]["ranked"] < 1
 
 
