@@ -76,6 +76,17 @@ def test_rows_come_from_every_kind_of_file_best_first(folder):
     assert by_key["ista-net-c3-seed0"]["ours_cso_map"] == stored["cso_map"]
 
 
+def test_a_network_on_several_grids_is_quoted_by_recipe(folder):
+    for name, score in (("cfgn-c3", 0.44), ("cfgn-c7", 0.51), ("cfgn-frames-c7", 0.49), ("cfgn-long-c5", 0.61), ("cfgn-long-c7", 0.62)):
+        run = {"network": "cfgn", "ratio": int(name[-1])}
+        (folder / "results" / f"{name}-seed0.json").write_text(json.dumps({"run": run, "test": report(score)}))
+    rows = beyond.beyond_rows(folder)
+    assert {"CFGN (three times as long), c = 7", "CFGN (whole frames), c = 7", "CFGN, c = 7"} < {row["label"] for row in rows}
+    assert beyond.describe_finer(rows) == (
+        "CFGN (three times as long) has 61.00 at c = 5, 62.00 at c = 7; CFGN has 44.00 at c = 3, 51.00 at c = 7."
+    )
+
+
 def test_an_empty_folder_has_no_rows_and_says_what_to_run(tmp_path):
     (tmp_path / "results").mkdir()
     rows = beyond.beyond_rows(tmp_path)

@@ -295,11 +295,13 @@ def test_which_rows_chance_cannot_explain(tmp_path):
     assert "can be said when" in reporting.describe_chance(single, single[3]) and "can be said when" in reporting.describe_chance(rows, rows[3])
     repeated = scored(rows[:1], [0.44], ours_seeds=3, ours_seeds_sd=0.002) + scored(rows[1:], [0.455, None, 0.46], ours_seeds=1)
     assert reporting.describe_chance(repeated, repeated[3]) == (
-        "Two trainings of one network may differ by 0.57 (two standard deviations, from ISTA-Net) by chance. Further than that from DISTA-Net is "
+        "The scores of ISTA-Net have a standard deviation of 0.20 over training seeds. That of a difference of two trainings is √2 times as large, so up to "
+        "twice that, 0.57 points, may be chance. Further than that from DISTA-Net is "
         "ISTA-Net (−2.00). Not told apart from it by one training each is DISTA-Net w/o DT (−0.50)."
     )
     one_kind = scored(rows, [0.46, 0.46, 0.46, 0.46], ours_seeds=3, ours_seeds_sd=0.002)
     assert "Further" not in reporting.describe_chance(one_kind, one_kind[3])
+    assert "of 0.20 (root mean square) over training seeds" in reporting.describe_chance(one_kind, one_kind[3])
 
 
 def test_what_longer_training_gave(tmp_path):
@@ -310,6 +312,20 @@ def test_what_longer_training_gave(tmp_path):
     assert "differ in more than length" in reporting.longer_training(short, scored | {"ours_recipe": "another"})
     text = reporting.longer_training(short, scored)
     assert text.startswith("**ISTA-Net (Table 1)**: a training of 3,000 samples instead of 1,000 takes it from") and text.endswith(", +1.00.")
+    rough, exact = ({"ours_recipe": f"{short['ours_recipe']}, in {precision}"} for precision in ("bfloat16", "float32"))
+    assert reporting.longer_training(short | rough, scored | exact).endswith(", +1.00 (in bfloat16 before, in float32 now).")
+
+
+def test_seeds_of_several_precisions_say_so(tmp_path):
+    first, second = (reporting.grid_ratio_entries(["cfgn"], [7], seed)[0] for seed in (0, 1))
+    for entry, precision in ((first, "bf16"), (second, "no")):
+        write_result(tmp_path, entry)
+        file = tmp_path / "results" / f"{entry.result}.json"
+        write_json(file, json.loads(file.read_text()) | {"precision": precision})
+    (row,) = reporting.make_rows([first], tmp_path)
+    assert "Over 2 seeds (trained 1 in bfloat16, 1 in float32) it is" in reporting.discrepancy(row, seeds=True)
+    write_json(file, json.loads(file.read_text()) | {"precision": "bf16"})
+    assert "Over 2 seeds it is" in reporting.discrepancy(*reporting.make_rows([first], tmp_path), seeds=True)
 
 
 def test_a_point_that_the_paper_only_draws_is_marked(tmp_path):

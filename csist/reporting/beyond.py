@@ -25,6 +25,7 @@ from csist.networks.detector import read_detector
 from csist.networks.registry import NETWORKS, read_weights, run_name
 from csist.pipeline import Pipeline
 from csist.reporting.layout import MISSING, Column, Table, make_table, number, percent, row_value
+from csist.reporting.selection import RECIPES
 from csist.scenes import Targets
 from csist.solvers.offgrid import CALIBRATION
 
@@ -101,7 +102,7 @@ def _offgrid_rows(folder: Path) -> list[dict]:
     for tier in TIERS:
         result = reporting.load_result(f"off-grid-{tier}", folder)
         if result:
-            learned = "validation frames, how sure it is" if (result.get("settings") or {}).get("calibration") else "nothing"
+            learned = "only its calibration, on validation frames" if (result.get("settings") or {}).get("calibration") else "nothing"
             speed = result.get("frames_per_processor_second") or result.get("frames_per_second")
             rows.append(_row(f"off-grid-{tier}", f"off-grid, {tier}", "off-grid", result["test"], told, learned, result=f"off-grid-{tier}", speed=speed))
     return rows
@@ -130,17 +131,25 @@ def _told_by_training(network: str) -> dict:
     return {name: IMPLICIT for name in KNOWLEDGE} | {"psf": True if network in GRADIENT else IMPLICIT, "count": False}
 
 
+def _recipe_words(name: str, run: dict, stems) -> str | None:
+    """What a network's label adds to its name: nothing for the main training, words for another recipe, None for a training without a row here."""
+    main = run_name(run["network"], run["ratio"])
+    named = {main: "", run_name(f"{run['network']}-standard", run["ratio"]): " (shorter)" if main in stems else ""}
+    named |= {reporting.recipe_run(run["network"], run["ratio"], 0, recipe): f" ({words})" for recipe, words in RECIPES.items()}
+    return named.get(name)
+
+
 def _network_rows(folder: Path) -> list[dict]:
     stored = (reporting.load_result("readouts", folder) or {"runs": {}})["runs"]
     rows, stems = [], {path.stem for path in (folder / "results").glob("*-seed0.json")}
     for path in sorted((folder / "results").glob("*-seed0.json")):
         result, name = reporting.read_json(path), path.stem
         run = result.get("run") or {}
-        if run.get("network") not in NETWORKS or run.get("options") or "ours" in name or "paper-rate" in name:
-            continue  # other recipes have their places on the pages of the tables
+        recipe = _recipe_words(name, run, stems) if run.get("network") in NETWORKS and not run.get("options") else None
+        if recipe is None:
+            continue  # variants and suspects have their places on the pages of the tables
         ratio, told = "" if run["ratio"] == 3 else f", c = {run['ratio']}", _told_by_training(run["network"])
-        shorter = " (shorter)" if "-standard-" in name and run_name(run["network"], run["ratio"]) in stems else ""
-        label = reporting.method_label(run["network"]) + ratio + shorter
+        label = reporting.method_label(run["network"]) + recipe + ratio
         about = {"run": name, "ratio": run["ratio"]}
         rows.append(_row(name, label, "network", result["test"], told, LEARNED, result=name, **about))
         readouts = stored.get(name, {"readouts": {}})["readouts"]
@@ -417,7 +426,8 @@ def describe_limit(limit: dict | None) -> str:
         f"over the standard tier ({100 * limit['gain']:.2f} points) added to its score ({100 * limit['standard_tier']:.2f} when this was "
         "computed; `python reproduce/attainable.py`). "
         f"The ± is a 95 % interval of the choice of the sampled frames; for another draw of all test frames, sampled likewise, it would be "
-        f"{196 * limit['population']['standard_error']:.2f}. Another seed of the sampler changes it by {_change(again)}; four times the particles changed "
+        f"{196 * limit['population']['standard_error']:.2f}. Another seed of the sampler changes it by {_change(again)}; "
+        f"{finer['particles']:,} samples in the sampler instead of {limit['sampler']['particles']:,} changed "
         f"{'nothing to speak of' if abs(finer['change']) < 5e-4 else 'it by ' + reporting.layout.signed(100 * finer['change'])} on {finer['frames']} frames, "
         "too few to say more. "
         f"On clusters inside the frame it is {_uncertain(limit['interior'])}, at the border, where light is lost, {_uncertain(limit['border'])}; the posterior "

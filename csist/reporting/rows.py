@@ -4,6 +4,7 @@ The two never mix: a method without a result file has no ``ours_*`` score, whate
 """
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import statistics
@@ -189,11 +190,14 @@ def _cost_columns(entry: Entry) -> dict:
 
 def _seed_columns(entry: Entry, folder: Path | None) -> dict:
     """Mean and standard deviation over training seeds; a method without training has none."""
-    scores = [load_result(name, folder)["test"]["cso_map"] for name in seed_results(entry.result, folder)]
+    results = [load_result(name, folder) for name in seed_results(entry.result, folder)]
+    scores, precisions = [result["test"]["cso_map"] for result in results], collections.Counter(result.get("precision") for result in results)
+    shares = ", ".join(f"{count} in {PRECISIONS.get(precision, precision)}" for precision, count in precisions.items())
     return {
         "ours_seeds": len(scores) or None,
         "ours_seeds_mean": statistics.mean(scores) if scores else None,
         "ours_seeds_sd": statistics.stdev(scores) if len(scores) > 1 else None,
+        "ours_seeds_precisions": shares if len(precisions) > 1 else None,
     }
 
 

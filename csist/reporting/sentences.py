@@ -59,13 +59,14 @@ def _compare(row: dict) -> str:
 def _compare_seeds(row: dict) -> str:
     if row["ours_seeds_sd"] is None:
         return "" if row["ours_seeds"] is None else "One seed is trained, so the spread over seeds is unknown."
-    return f"Over {row['ours_seeds']} seeds it is {percent(row['ours_seeds_mean'])} ± {percent(row['ours_seeds_sd'])}."
+    mixed = f" (trained {row['ours_seeds_precisions']})" if row["ours_seeds_precisions"] else ""
+    return f"Over {row['ours_seeds']} seeds{mixed} it is {percent(row['ours_seeds_mean'])} ± {percent(row['ours_seeds_sd'])}."
 
 
 def _compare_detection(row: dict) -> str:
     printed = f" (the paper {number(row['paper_ap25'])})" if row["paper_ap25"] is not None else ""
     if row["ours_ap25"] >= NEARLY_ALL:
-        meaning = "nearly every target is found within a quarter of a pixel, so what is left to gain is ranking and the grid's own error"
+        meaning = "nearly every target is found within a quarter of a pixel; what is left to gain is the right sub-pixel, the grid's own error and ranking"
     else:
         meaning = "targets are missed at a quarter of a pixel, or false detections rank above hits; mending that would gain, and so would better ranks of hits"
     return f"AP-25 is {percent(row['ours_ap25'])}{printed}: {meaning}."
@@ -340,10 +341,15 @@ def describe_chance(rows, reference: dict) -> str:
     scored = [row for row in rows if row["status"] == "scored" and row is not reference]
     if not repeated or not scored or reference["status"] != "scored":
         return "Whether these rows differ by more than chance can be said when they are trained, and one row of the table with several seeds."
-    twice = 2 * math.sqrt(2) * _seed_spread(repeated)
+    spread = _seed_spread(repeated)
+    twice = 2 * math.sqrt(2) * spread
     gaps = [(row["label"], 100 * (row["ours_cso_map"] - reference["ours_cso_map"])) for row in scored]
     far, near = ([f"{label} ({signed(gap)})" for label, gap in gaps if (abs(gap) > twice) == beyond] for beyond in (True, False))
-    text = f"Two trainings of one network may differ by {twice:.2f} (two standard deviations, from {_listed([row['label'] for row in repeated])}) by chance. "
+    whose, kind = _listed([row["label"] for row in repeated]), " (root mean square)" * (len(repeated) > 1)
+    text = (
+        f"The scores of {whose} have a standard deviation of {spread:.2f}{kind} over training seeds. That of a difference of two trainings is √2 times as "
+        f"large, so up to twice that, {twice:.2f} points, may be chance. "
+    )
     if far:
         text += f"Further than that from {reference['label']} {'is' if len(far) == 1 else 'are'} {_listed(far)}. "
     if near:
@@ -357,7 +363,11 @@ def longer_training(row: dict, longer: dict) -> str:
     if missing:
         return f"**{longer['label']}**: nothing to compare, because {'it' if missing is longer else 'the row with the common budget'} is {missing['status']}."
     gap = 100 * (longer["ours_cso_map"] - row["ours_cso_map"])
-    other = "" if longer["ours_recipe"] == row["ours_recipe"] else " (their recipes differ in more than length, see below)"
+    apart = [set(one.split(", ")) - set(other.split(", ")) for one, other in itertools.permutations((row["ours_recipe"], longer["ours_recipe"]))]
+    if all(len(parts) == 1 and next(iter(parts)).removeprefix("in ") in PRECISIONS.values() for parts in apart):
+        other = " ({} before, {} now)".format(*(next(iter(parts)) for parts in apart))
+    else:
+        other = " (their recipes differ in more than length, see below)" * any(apart)
     return (
         f"**{longer['label']}**: a training of {longer['ours_samples']:,} samples instead of {row['ours_samples']:,} takes it from "
         f"{percent(row['ours_cso_map'])} to {percent(longer['ours_cso_map'])}, {signed(gap)}{other}."

@@ -15,8 +15,8 @@ says; nothing needs training. The work, frame by frame:
 4. Otherwise slice sampling explores the box around every mode; volumes weigh modes and numbers against each other. Frames cut by the border get more
    samples, frames whose only mode is narrow fewer.
 5. The tier "accurate" repeats doubtful frames at the border by sequential Monte Carlo from the prior down to the box, which hardly a mode escapes.
-6. A target's position is the (truncated) geometric median of its samples, its deviation their spread, its score the share of CSO-mAP's five thresholds
-   within which the samples have a target: a calibrated probability of a hit.
+6. A target's position is the (truncated) geometric median of its samples, its deviation their spread, its score the share of samples that have a target
+   within a threshold of it, averaged over CSO-mAP's five: a calibrated probability of a hit.
 
 With read noise, or where the box is empty because the model is not quite true, a Gaussian likelihood takes the box's place.
 The kernels are in ``_offgrid_kernels.py`` and need numba; ``csist/widgets/offgrid_solver.js`` repeats them for the book's page, so a change here is a
