@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -203,7 +204,10 @@ def train(options):
     if result_path.exists() and not options.overwrite:
         if not options.resume:
             raise CommandError(f"{run.name} is trained already, see {result_path}; pass --overwrite to train it again")
-        return {**value, **_summary(json.loads(result_path.read_text()))}, OK
+        try:
+            return {**value, **_summary(json.loads(result_path.read_text()))}, OK
+        except (ValueError, KeyError, TypeError) as error:
+            raise CommandError(f"{result_path} is no result of a training ({error!r}); delete it, or pass --overwrite to train again") from error
     if checkpoint.exists() and not (options.resume or options.overwrite):
         raise CommandError(f"{run.name} has a checkpoint, {checkpoint}; pass --resume to go on from it, or --overwrite to begin again")
     lock = hold(checkpoints / f"{run.name}.lock") if int(os.environ.get("RANK", 0)) == 0 else nullcontext()  # under torchrun the first process holds it
@@ -227,7 +231,8 @@ def _train_table(value) -> str:
     if not value["finished"]:
         return f"{value['run']}: the time is up; go on with --resume (checkpoint: {value['checkpoint']})"
     score = f"CSO-mAP x 100 = {100 * value['cso_map']:.2f} on {value['test_frames']:,} test frames"
-    return f"{value['run']}: {score}, trained for {value['hours']:.2f} h\nresult   {value['result']}\nweights  {value['weights']}"
+    text = f"{value['run']}: {score}, trained for {value['hours']:.2f} h\nresult   {value['result']}\nweights  {value['weights']}\n"
+    return text + f"to use them: CSIST_WEIGHTS={shlex.quote(str(Path(value['weights']).parent))} csist evaluate ..."
 
 
 def find_run(method: str, ratio: int, seed: int, path: Path | None = None):
@@ -246,6 +251,8 @@ def find_run(method: str, ratio: int, seed: int, path: Path | None = None):
     from csist.training import Phase, Run
 
     name = run_name(method, check_ratio(ratio), seed)
+    if path is not None and not path.is_file():
+        raise CommandError(f"{path}, given as the file of runs, does not exist")
     path = path or (_repository_folder() or Path("reproduce")) / "runs.yaml"
     runs = {run.name: run for run in _read_runs(path)}
     if name in runs:
@@ -430,7 +437,8 @@ def _evaluate_table(value) -> str:
     rows += [[name, f"{scores[name]:,}", ""] for name in ("targets", "detections")] + [["frames a second", f"{value['frames_per_second']:,.0f}", ""]]
     grid = "" if value["ratio"] is None else f", c = {value['ratio']}"
     head = f"{value['method']}{grid}, {value['frames']:,} frames of the {value['split']} split"
-    return head + "\n" + columns(rows, ["", "value", f"{100 * scores['level']:g} % interval"])
+    made = f"\nweights: {value['weights']}" if value["weights"] else ""
+    return head + made + "\n" + columns(rows, ["", "value", f"{100 * scores['level']:g} % interval"])
 
 
 # info

@@ -111,7 +111,13 @@ def _generate(recipe: dict, plane: FocalPlane) -> Frames:
     blocks = []
     for block in range(-(-size // BLOCK)):
         rng = np.random.default_rng(np.random.SeedSequence(recipe["seed"], spawn_key=(stream, block)))
-        targets = random_targets(BLOCK, rng, count=(1, 5), min_distance=0.52 * plane.rayleigh, cluster_shift=recipe["cluster_shift"], shape=plane.shape)
+        try:
+            targets = random_targets(BLOCK, rng, count=(1, 5), min_distance=0.52 * plane.rayleigh, cluster_shift=recipe["cluster_shift"], shape=plane.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"csist100k: with sigma = {plane.sigma:g} px the smallest distance, 0.52 R, is {0.52 * plane.rayleigh:.3f} px, and clusters of five targets "
+                f"were not found within a pixel ({error}); use sigma <= 0.6 px, or random_targets with a min_distance of your own"
+            ) from error
         blocks.append((plane.render(targets, rng), targets))
     frames = np.concatenate([f for f, _ in blocks])[:size]
     xy, intensity, count = (np.concatenate([getattr(t, name) for _, t in blocks])[:size] for name in ("xy", "intensity", "count"))

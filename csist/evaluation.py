@@ -1,6 +1,7 @@
 """From an unmixer to scores: images to detections, methods by name, results with their provenance."""
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import time
@@ -14,7 +15,7 @@ from torch import nn
 
 from csist.datasets import csist100k, frames_hash
 from csist.imaging import FocalPlane, SubpixelGrid, check_frames
-from csist.networks.registry import NETWORKS, load_network, unknown_name
+from csist.networks.registry import NETWORKS, load_network, run_name, unknown_name, weights_path
 from csist.scenes import Targets
 
 DETECTION_THRESHOLD = 50.0  # grey levels; the toolkit's brightness_threshold, the same for every method
@@ -32,6 +33,8 @@ def detect(images, grid: SubpixelGrid, threshold: float = DETECTION_THRESHOLD) -
     threshold : float
         Smallest intensity that counts, inclusive [grey levels].
     """
+    if not (np.isscalar(threshold) and np.isreal(threshold) and 0 < threshold < math.inf):
+        raise ValueError(f"detect: threshold must be an intensity > 0 in grey levels; got {threshold!r}. The paper uses 50")
     images = np.asarray(images)
     if images.ndim != 3 or images.shape[1:] != grid.shape:
         raise ValueError(f"detect: images must have shape (n, {grid.shape[0]}, {grid.shape[1]}); got {images.shape}")
@@ -134,7 +137,7 @@ class _Batches:
             starts = tqdm(starts, unit_scale=self.batch, unit="frame", disable=None)
         for start in starts:
             piece = slice(start, start + self.batch)
-            shown = torch.from_numpy(np.ascontiguousarray(frames[piece])).to(self.device).float()
+            shown = torch.from_numpy(np.require(frames[piece], requirements=("C", "W"))).to(self.device).float()
             corner = None if origin is None else torch.from_numpy(origin[piece]).to(self.device)
             count, missing = len(shown), self.batch - len(shown) if self.network.batch_size else 0
             if missing:
@@ -162,11 +165,12 @@ def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlan
     ratio : int
         Sub-pixel ratio c; "off-grid" has no grid and takes no notice of it.
     plane : FocalPlane, optional
-        Optics and sensor that made the frames; the networks are trained for the default one.
+        Optics and sensor that made the frames; by default the paper's. A network answers for the optics that it was trained for only.
     threshold : float, optional
         Detection threshold [grey levels]; by default the method's own (50 in the paper). "off-grid" has none.
     options
-        Passed to the method, for example ``tier="fast"`` and ``prior=Prior(...)`` to "off-grid".
+        Passed to the method, for example ``tier="fast"`` and ``prior=Prior(...)`` to "off-grid", ``run="dista-net-c3-seed1"`` or an option of
+        :func:`predict` to a network.
 
     Returns
     -------
@@ -176,7 +180,8 @@ def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlan
     Raises
     ------
     ValueError
-        For an unknown method, frames of the wrong shape or with non-finite values, a threshold for a method that has none.
+        For an unknown method; frames of the wrong shape, with non-finite values or above the sensor's full scale; a plane that a network was not trained for;
+        a threshold for a method that has none.
     FileNotFoundError
         For a network that has not been trained yet.
     ImportError
@@ -185,14 +190,15 @@ def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlan
     plane = plane or FocalPlane()
     if method not in list_methods():
         raise unknown_name(method, list_methods())
-    frames = check_frames(frames, plane.shape)
+    frames = check_frames(frames, plane.shape, plane.full_scale)
     return _unmixer(method)(frames, plane, ratio, threshold, **options)
 
 
 def evaluate(method: str, split: str = "test", size: int | None = None, ratio: int = 3, *, resamples: int = 200, seed: int = 0, **options) -> dict:
     """Score a method on a split of CSIST-100K: the scores of :func:`csist.metrics.score_report` with their provenance, as plain JSON values.
 
-    ``ratio`` is None in the result of a method without a grid. Further options go to the method, as in :func:`unmix`.
+    ``ratio`` is None in the result of a method without a grid; ``weights`` is the file that a network's weights came from, None without such a file.
+    Further options go to the method, as in :func:`unmix`.
     """
     from csist.metrics import score_report
 
@@ -203,6 +209,7 @@ def evaluate(method: str, split: str = "test", size: int | None = None, ratio: i
     return {
         "method": method,
         "ratio": ratio if has_grid(method) else None,
+        "weights": str(weights_path(options.get("run") or run_name(method, ratio))) if method in NETWORKS else None,
         "split": split,
         "frames": len(data.frames),
         "frames_sha256": frames_hash(data),
@@ -276,8 +283,14 @@ def _on_grid(solve):
     return unmixer
 
 
-def _network(name, frames, plane, ratio, **options):
-    return predict(load_network(name, ratio), frames, **options), DETECTION_THRESHOLD
+def _network(name, frames, plane, ratio, run=None, **options):
+    network = load_network(name, ratio, run)
+    if any(getattr(plane, what) != getattr(network.plane, what) for what in ("shape", "sigma", "bits", "clip")):
+        raise ValueError(
+            f"unmix: {name} is trained for {network.plane}; got {plane}. 'off-grid', 'fista' and 'omp' take any; "
+            "csist.evaluation.predict(csist.load_network(...), frames) answers whatever the optics"
+        )
+    return predict(network, frames, **options), DETECTION_THRESHOLD
 
 
 def _ista(frames, plane, ratio, settings=None, **changes):

@@ -230,7 +230,8 @@ def _check_png_header(path: Path, data: bytes, shape: tuple[int, int]) -> None:
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
     if (depth, colour) != (8, 0):
         kind = PNG_COLOUR_TYPES.get(colour, f"unknown colour type {colour}")
-        raise ValueError(f"read_grokcso: {path} is a {depth}-bit {kind} PNG; frames must be 8-bit grey: convert it to Pillow's mode 'L'")
+        fix = "convert it to Pillow's mode 'L'" if depth <= 8 else "scale its levels to 0 .. 255 (Pillow's convert('L') would clip them), or use an array"
+        raise ValueError(f"read_grokcso: {path} is a {depth}-bit {kind} PNG; frames must be 8-bit grey: {fix}")
     if (height, width) != shape:
         raise ValueError(
             f"read_grokcso: {path} has {height} x {width} px (rows x columns), expected {shape[0]} x {shape[1]}; "

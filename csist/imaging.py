@@ -110,7 +110,7 @@ class SubpixelGrid:
         if not ((xy >= -0.5) & (xy <= np.array(self.frame_shape) - 0.5)).all():
             raise ValueError(
                 f"to_index: a position lies off the {self.frame_shape[0]} x {self.frame_shape[1]} frame; "
-                "each coordinate must be finite and within -0.5 .. size - 0.5 px"
+                "each coordinate must be finite and within -0.5 .. size - 0.5 px. (A cluster_shift moves some targets of the border's pixels off it)"
             )
         # The frame's very last edge, size - 0.5, is half-way to a sub-pixel that does not exist; rint may round it up.
         return np.minimum(np.rint(xy * self.ratio + self.offset).astype(np.int64), np.array(self.shape) - 1)
@@ -224,8 +224,7 @@ class FocalPlane:
         """
         frames = self.expected(targets)
         if self.read_noise > 0:
-            if rng is None:
-                raise ValueError("render: read_noise > 0 needs a random generator; pass rng=numpy.random.default_rng(seed)")
+            check_generator(rng, "render: read_noise > 0 needs a random generator")
             frames = frames + rng.normal(0.0, self.read_noise, frames.shape)
         return self.digitise(frames)
 
@@ -261,6 +260,13 @@ def _is_real(value) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
+def check_generator(rng, what: str) -> np.random.Generator:
+    """A NumPy random generator; anything else, such as a seed, is an error that begins with ``what`` is needed."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"{what}; pass rng=numpy.random.default_rng(seed). Got {rng!r}")
+    return rng
+
+
 def check_shape(shape) -> tuple[int, int]:
     """A frame's (rows, columns) as two integers; a clear error for anything else."""
     try:
@@ -279,8 +285,11 @@ def check_ratio(ratio) -> int:
     return int(ratio)
 
 
-def check_frames(frames, shape=(11, 11)) -> np.ndarray:
-    """Frames as a finite real array (n, rows, columns) in grey levels, one frame as n = 1; a clear error names what is wrong."""
+def check_frames(frames, shape=(11, 11), full_scale: float = math.inf) -> np.ndarray:
+    """Frames as a finite real array (n, rows, columns) in grey levels up to the sensor's full scale, one frame as n = 1; a clear error names what is wrong.
+
+    Byte orders and widths that PyTorch does not know, as FITS files have them, become the machine's own and float64.
+    """
     frames = np.asarray(frames)
     frames = frames[None] if frames.ndim == 2 else frames
     if frames.ndim != 3 or frames.shape[1:] != tuple(shape):
@@ -290,4 +299,10 @@ def check_frames(frames, shape=(11, 11)) -> np.ndarray:
     bad = ~np.isfinite(frames).all(axis=(1, 2))
     if bad.any():
         raise ValueError(f"frames must be finite; frame {int(np.argmax(bad))} holds nan or infinity ({int(bad.sum())} such frames). Replace or drop them")
-    return frames
+    bright = (frames > full_scale).any(axis=(1, 2))
+    if bright.any():
+        raise ValueError(
+            f"frames: frame {int(np.argmax(bright))} exceeds the sensor's full scale {full_scale:g} ({int(bright.sum())} such frames); pass the FocalPlane "
+            "(bits, clip) that made the frames"
+        )
+    return frames.astype(frames.dtype.newbyteorder("=") if frames.dtype.itemsize <= 8 else np.float64, copy=False)

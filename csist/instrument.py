@@ -61,7 +61,7 @@ def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) ->
     0.52
     """
     plane = plane or FocalPlane()
-    frames = check_frames(frames, plane.shape).astype(np.float64)
+    frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
     if not len(frames) or not frames.any((1, 2)).all():
         raise ValueError("measure_sigma: every frame must hold one target, but " + ("a frame is dark" if len(frames) else "no frame is given"))
     if intensity is not None and np.shape(intensity) != (len(frames),):
@@ -158,7 +158,7 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
     2.0
     """
     plane = plane or FocalPlane()
-    frames = check_frames(frames, plane.shape).astype(np.float64)
+    frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
     dark = frames[_dark(frames, plane, "measure_read_noise")]
     power = float(np.mean(dark**2))
     if plane.bits is None:
@@ -197,7 +197,7 @@ def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
     """
     plane = plane or FocalPlane()
     given = np.asarray(frames)
-    frames = check_frames(given, plane.shape).astype(np.float64)
+    frames = check_frames(given, plane.shape, plane.full_scale).astype(np.float64)
     i, j = np.mgrid[: plane.shape[0], : plane.shape[1]]
     design = np.stack([np.ones(i.size), i.ravel() - plane.shape[0] / 2, j.ravel() - plane.shape[1] / 2], axis=1)
     cleaned = np.empty(frames.shape)

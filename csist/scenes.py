@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from csist.imaging import check_shape
+from csist.imaging import check_generator, check_shape
 
 
 @dataclass
@@ -165,6 +165,7 @@ def random_targets(
         Smallest distance between two targets [px]; 0.52 R = 0.494 px at sigma = 0.5 px.
     cluster_shift : float or (float, float)
         Displacement of the unit square from the pixel's centre [px]. The paper's text says 0; targets read off its figures suggest about -0.07.
+        Clusters in the border's pixels then reach beyond the frame, where no sub-pixel lies.
     shape : (int, int)
         Rows and columns of the frame; every pixel, the border ones too, is equally likely to hold the cluster.
     cells : array (n, 2), optional
@@ -182,6 +183,9 @@ def random_targets(
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
         raise ValueError(f"random_targets: n must be a whole number >= 0; got {n!r}")
     shape = check_shape(shape)
+    check_generator(rng, "random_targets needs a random generator")
+    if np.shape(intensity) != (2,):
+        raise ValueError(f"random_targets: intensity must be a range (low, high) in grey levels, for example (220, 250); got {intensity!r}")
     low, high = (float(v) for v in intensity)
     if not 0 < low <= high < math.inf:
         raise ValueError(f"random_targets: intensity must be (low, high) with 0 < low <= high; got {intensity!r}")
@@ -193,6 +197,8 @@ def random_targets(
     cells = np.asarray(cells)
     if cells.shape != (n, 2):
         raise ValueError(f"random_targets: cells must have shape ({n}, 2); got {cells.shape}")
+    if not ((cells >= 0) & (cells < shape)).all():
+        raise ValueError(f"random_targets: each of cells must be a pixel (row, column) of the {shape[0]} x {shape[1]} frame, counted from 0; got {cells!r}")
     capacity = int(counts.max(initial=1))
     offsets = np.full((n, capacity, 2), np.nan)
     for number in np.unique(counts[counts > 0]):

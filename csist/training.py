@@ -30,7 +30,7 @@ from csist.datasets import Frames, csist100k, frames_hash
 from csist.evaluation import DETECTION_THRESHOLD, WINDOW, detect, predict, provenance, window_origin
 from csist.imaging import SubpixelGrid
 from csist.networks import create_network
-from csist.networks.registry import read_weights, write_weights
+from csist.networks.registry import network_of, read_weights, write_weights
 from csist.scenes import Targets
 
 CHECKPOINT_SECONDS = 45.0
@@ -80,6 +80,10 @@ class Run:
         return cls(**{**entry, "phases": phases})
 
     def __post_init__(self):
+        if not self.name or set(self.name) & set("/\\") or self.name in (".", ".."):
+            raise ValueError(f"Run: name must be the name of a file, without / or \\, for example 'dista-net-c3-seed1'; got {self.name!r}")
+        if not isinstance(self.options, dict):
+            raise ValueError(f"{self.name}: options must be a mapping, for example {{'stages': 4}}; got {self.options!r}")
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"{self.name}: average must be None or between 0 and 1, for example 0.999; got {self.average!r}")
         if not self.target_weight > 0:
@@ -246,6 +250,13 @@ class Trainer:
     compiled : bool
         Let ``torch.compile`` fuse the operations between the convolutions: a minute or two of compiling for faster steps. On a CPU it needs a C++
         compiler.
+    data : dict of Frames, optional
+        Your own frames instead of the regenerated CSIST-100K: ``"train"``, ``"val"`` and, if the result is to be scored, ``"test"``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown device or precision, data that the run cannot use, or a network that could not be stored after training.
     """
 
     def __init__(
@@ -267,11 +278,15 @@ class Trainer:
         self.engine = Accelerator(mixed_precision="no", cpu=device == "cpu" or not torch.cuda.is_available())
         if run.batch % self.engine.num_processes:
             raise ValueError(f"batch {run.batch} must be divisible by the number of processes, {self.engine.num_processes}")
+        self.own_data = _check_data(run, data) if data is not None else None
         data = data or {"train": csist100k("train", run.train_size), "val": csist100k("val", run.val_size)}
         self.data_hash, self.val = frames_hash(data["train"]), data["val"]
+        self.label_hash = _hash(data["train"].targets, data["val"].frames, data["val"].targets)
         self.set = TrainingSet(data["train"], run.ratio, run.seed, fresh=run.fresh, device=self.engine.device)
         set_seed(run.seed)
         self.network = create_network(run.network, ratio=run.ratio, **run.options).to(memory_format=torch.channels_last)
+        with torch.random.fork_rng(devices=[]):  # the check makes a network, and must not change what the seed gives this one
+            _check_storable(run)
         self.network.target_weight = run.target_weight
         if not self.network.windows and any(phase.view == "windows" for phase in run.phases):
             raise ValueError(f"{run.name}: {run.network} works on whole frames only; give its phases the view 'frames'")
@@ -300,9 +315,21 @@ class Trainer:
         """Train until done (True) or until ``time_budget`` seconds are spent (False); a checkpoint is kept either way."""
         from tqdm.auto import tqdm
 
-        started = saved = time.perf_counter()
+        if time_budget is not None and (isinstance(time_budget, bool) or not isinstance(time_budget, (int, float)) or math.isnan(time_budget)):
+            raise ValueError(f"fit: time_budget must be a number of seconds, or None for no limit; got {time_budget!r}")
         bar = tqdm(total=self.total, initial=self.step, desc=self.run.name, unit="step", disable=None if progress and self.engine.is_main_process else True)
         handlers = self._catch_signals()
+        try:
+            self._loop(time_budget, bar)
+        finally:  # after an error too, or Ctrl-C would do nothing for the rest of a notebook's life
+            bar.close()
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+        return self.step >= self.total
+
+    def _loop(self, time_budget: float | None, bar) -> None:
+        """Optimise, validate and save until all steps are done, the time is up or a signal came."""
+        started = saved = time.perf_counter()
         while self.step < self.total:
             tick, cpu = time.perf_counter(), time.process_time()
             self.loss_sum += self._optimise()
@@ -325,10 +352,6 @@ class Trainer:
                 saved = time.perf_counter()
             if stop:
                 break
-        bar.close()
-        for name, handler in handlers.items():
-            signal.signal(name, handler)
-        return self.step >= self.total
 
     def _optimise(self) -> torch.Tensor:
         """One optimiser step on this process's share of the batch; returns the loss."""
@@ -428,6 +451,7 @@ class Trainer:
         header = {
             "run": asdict(self.run),
             "data": self.data_hash,
+            "labels": self.label_hash,
             "step": self.step,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
@@ -440,7 +464,9 @@ class Trainer:
         """True if this run is the stored one, or the stored one with other phases after those that were shown so far."""
         own = as_plain(self.run)
         stored = as_plain(Run.from_dict(stored))
-        shown = next(k for k in range(1, len(self.run.phases) + 1) if step <= sum(self.run.steps[:k]))
+        shown = next((k for k in range(1, len(self.run.phases) + 1) if step <= sum(self.run.steps[:k])), None)
+        if shown is None:
+            raise ValueError(f"{self.path} has done {step:,} steps, and the run {self.run.name!r} has only {self.total:,} now; lengthen it, or delete the file")
         return {**own, "phases": own["phases"][:shown]} == {**stored, "phases": stored["phases"][:shown]}
 
     def resume(self) -> bool:
@@ -451,7 +477,8 @@ class Trainer:
         if not self.path.exists():
             return False
         header, part = read_checkpoint(self.path)
-        if not self._continues(header["run"], header["step"]) or header["data"] != self.data_hash:
+        same = header["data"] == self.data_hash and header.get("labels", self.label_hash) == self.label_hash  # older checkpoints tell the frames only
+        if not self._continues(header["run"], header["step"]) or not same:
             raise ValueError(f"{self.path} belongs to another version of the run {self.run.name!r}; delete it to start afresh, or restore the run's entry")
         self.network.load_state_dict(part("network/"))
         if self.averaged is not None:
@@ -483,16 +510,20 @@ def train(
     results, weights : path, optional
         Folders for ``<run>.json`` and ``<run>.safetensors``; by default beside ``folder``.
     options
-        ``device``, ``precision`` and ``compiled`` of :class:`Trainer`, ``progress``.
+        ``device``, ``precision``, ``compiled`` and ``data`` of :class:`Trainer`, ``progress``.
 
     Raises
     ------
+    ValueError
+        For data of your own without a ``"test"`` part, which the result needs, and whatever :class:`Trainer` refuses.
     KeyboardInterrupt
         After SIGTERM or Ctrl-C, once the checkpoint is written.
     """
     from accelerate.utils import broadcast_object_list
 
     progress = options.pop("progress", True)
+    if options.get("data") is not None and "test" not in options["data"]:
+        raise ValueError("train: data of your own needs a 'test' part, too, on which the result is scored; without one use Trainer(...).fit()")
     trainer = Trainer(run, folder, **options)
     if resume:
         trainer.resume()
@@ -514,8 +545,8 @@ def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
     results.mkdir(parents=True, exist_ok=True)
     weights.mkdir(parents=True, exist_ok=True)
     trainer.network.load_state_dict(trainer.best)
-    header = {"network": run.network, "ratio": run.ratio, "options": run.options, "run": run.name, "seed": run.seed}
-    write_weights(weights / f"{run.name}.safetensors", trainer.network, header)
+    write_weights(weights / f"{run.name}.safetensors", trainer.network, weights_header(run))
+    test = (trainer.own_data or {}).get("test") or csist100k("test", run.test_size)
     best = max(range(len(trainer.history)), key=lambda i: trainer.history[i]["val_cso_map"])
     result = {
         "run": asdict(run),
@@ -529,19 +560,50 @@ def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
         "cpu_hours": trainer.cpu_seconds / 3600,
         "history": trainer.history,
         "selected": trainer.history[best],
-        "test": score_weights(weights / f"{run.name}.safetensors", run.test_size, device=str(trainer.engine.device)),
+        "test": score_weights(weights / f"{run.name}.safetensors", data=test, device=str(trainer.engine.device)),
         "provenance": {**trainer.origin, "date": time.strftime("%Y-%m-%d", time.gmtime())},
     }
     write_json(results / f"{run.name}.json", result)
     return result
 
 
-def score_weights(path, size: int | None = None, *, device: str = "cpu", resamples: int = 200) -> dict:
-    """Scores of a weights file on the test split, in float32."""
+def weights_header(run: Run) -> dict:
+    """What a run's weights file says of the network in it."""
+    return {"network": run.network, "ratio": run.ratio, "options": run.options, "run": run.name, "seed": run.seed}
+
+
+def _check_data(run: Run, data: dict[str, Frames]) -> dict[str, Frames]:
+    """Somebody's own data, which a run has to be able to use."""
+    if not {"train", "val"} <= set(data) <= {"train", "val", "test"}:
+        raise ValueError(f"{run.name}: data must have the parts 'train', 'val' and, if the result is scored, 'test'; got {', '.join(map(repr, data))}")
+    if run.fresh:
+        raise ValueError(f"{run.name}: fresh=True simulates new frames of CSIST-100K for every pass, so it cannot go with data of your own; leave one out")
+    return data
+
+
+def _check_storable(run: Run) -> None:
+    """Refuse before the first step what could not be stored after the last."""
+    try:
+        network_of(json.loads(json.dumps(weights_header(run))))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{run.name}: this network could not be stored and read again ({error}); options must be plain values, as in JSON") from error
+
+
+def _hash(*parts: Targets | np.ndarray) -> str:
+    """One fingerprint of arrays and targets."""
+    arrays = [array for part in parts for array in ((part.xy, part.intensity, part.count) if isinstance(part, Targets) else (part,))]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def score_weights(path, size: int | None = None, *, device: str = "cpu", resamples: int = 200, data: Frames | None = None) -> dict:
+    """Scores of a weights file on the test split, or on data of your own, in float32."""
     from csist.metrics import psnr_ssim, score_report
 
     network, _ = read_weights(path)
-    data, grid = csist100k("test", size), SubpixelGrid(network.plane.shape, network.ratio)
+    data, grid = data or csist100k("test", size), SubpixelGrid(network.plane.shape, network.ratio)
     images = predict(network, data.frames, device=device)
     report = score_report(detect(images, grid), data.targets, resamples=resamples, seed=0)
     psnr, ssim = psnr_ssim(images, grid.image(data.targets))

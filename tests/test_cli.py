@@ -368,3 +368,14 @@ def test_train_names_the_extra(capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "accelerate" else find(name, *rest))
     assert 'csist[train]' in refusal(capsys, "train", "dista-net")
+
+
+def test_train_refuses_a_file_of_runs_that_is_not_there_and_a_result_that_is_none(capsys, tmp_path):
+    assert "typo.yaml, given as the file of runs, does not exist" in refusal(capsys, "train", "ista-net", "--runs", tmp_path / "typo.yaml")
+    (tmp_path / "runs.yaml").write_text(TINY_RUNS)
+    (tmp_path / "trained" / "results").mkdir(parents=True)
+    result = tmp_path / "trained" / "results" / "ista-net-c3-seed0.json"
+    for content in ("{}", '{"run": '):
+        result.write_text(content)
+        message = refusal(capsys, "train", "ista-net", "--runs", tmp_path / "runs.yaml", "--output", tmp_path / "trained", "--device", "cpu", "--resume")
+        assert f"{result.name} is no result of a training" in message and "--overwrite" in message

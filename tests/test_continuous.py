@@ -499,3 +499,21 @@ def test_the_committed_scores_are_hit_probabilities():
     sure, real = matches.score > 0.9, matches.is_hit.mean(0)
     assert abs(matches.score.mean() - real.mean()) < 0.03
     assert real[sure].mean() > 0.93 > 0.85 > real[~sure].mean()
+
+
+def test_a_damaged_pool_of_clusters_is_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSIST_CACHE", str(tmp_path))
+    path = tmp_path / "five-40.npy"
+    path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="five-40.npy is damaged"):
+        pool = module.five_pool(40)
+    np.save(path, np.zeros((7, 5, 2), dtype=np.float32))
+    with pytest.warns(UserWarning, match=r"float32 numbers of shape \(7, 5, 2\)"):
+        assert np.array_equal(module.five_pool(40), pool)
+    np.save(path, pool[::-1])
+    assert np.array_equal(module.five_pool(40), pool[::-1])
+    monkeypatch.setattr(module, "POOL_BLOCK", 40)
+    (tmp_path / "no folder").write_text("")
+    monkeypatch.setenv("CSIST_CACHE", str(tmp_path / "no folder"))
+    with pytest.warns(UserWarning, match="cannot keep the clusters of five"):
+        assert module.five_pool(40).shape == (40, 5, 2)

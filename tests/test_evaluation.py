@@ -133,11 +133,24 @@ FRAMES = np.zeros((2, 11, 11))
         (FRAMES.astype(str), {}, "real numbers"),
         (FRAMES, {"plane": FocalPlane((9, 9))}, r"\(n, 9, 9\)"),
         (FRAMES, {"method": "off-grid", "threshold": 50}, "leave threshold out"),
+        (FRAMES + 4000, {"method": "omp"}, "frame 0 exceeds the sensor's full scale 255 .2 such frames"),
+        (FRAMES, {"threshold": float("nan")}, "threshold must be an intensity > 0"),
+        (FRAMES, {"threshold": -1}, "threshold must be an intensity > 0"),
     ],
 )
 def test_unmix_says_what_is_wrong(frames, options, words):
     with pytest.raises(ValueError, match=words):
         unmix(frames, **{"method": "ista", **options})
+
+
+@pytest.mark.parametrize("kind", [">f4", ">i2", np.longdouble, np.float16])
+def test_frames_of_other_machines_are_taken(kind):
+    frames = csist100k("test", 2).frames
+    given = frames.astype(kind)
+    given.flags.writeable = False
+    assert check_frames(given).dtype.isnative and check_frames(given).dtype.itemsize <= 8
+    assert np.array_equal(predict(create_network("srcnn"), check_frames(given))[0].shape, (33, 33))
+    assert np.array_equal(unmix(given, "omp").count, unmix(frames, "omp").count)
 
 
 def test_one_frame_is_a_batch_of_one():
@@ -154,6 +167,10 @@ def test_unmix_runs_a_committed_network(tmp_path, monkeypatch, network):
     found = unmix(frames, "dista-net", threshold=0.5, batch=2)
     images = predict(registry.load_network("dista-net"), frames)
     assert found.count.tolist() == (images >= 0.5).sum((1, 2)).tolist() and found.count.sum() > 0
+    assert np.array_equal(unmix(frames, "dista-net", threshold=0.5, run="dista-net-c3-seed0").count, found.count)
+    assert evaluate("dista-net", size=2, resamples=2)["weights"] == str(tmp_path / "dista-net-c3-seed0.safetensors")
+    with pytest.raises(ValueError, match="dista-net is trained for FocalPlane.*sigma=0.5.*'off-grid', 'fista' and 'omp' take any"):
+        unmix(frames, "dista-net", plane=FocalPlane(sigma=0.7))
     assert unmix(frames, "dista-net").count.tolist() == (images >= 50).sum((1, 2)).tolist()
 
 

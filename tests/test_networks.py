@@ -486,13 +486,18 @@ def header_of(name, ratio, **options):
 
 
 def test_a_network_that_was_never_trained_says_how_to_train_it(weights):
-    with pytest.raises(FileNotFoundError, match="queue.py --only ista-net-plus-c5-seed0"):
+    with pytest.raises(FileNotFoundError, match=r"train it with: csist train ista-net\+ --ratio 5"):
         load_network("ista-net+", ratio=5)
+    with pytest.raises(FileNotFoundError, match="queue.py --only ista-net-plus-c5-seed9"):
+        load_network("ista-net+", ratio=5, run="ista-net-plus-c5-seed9")
 
 
 def test_weights_are_looked_for_in_the_users_folder_first(tmp_path, monkeypatch):
     monkeypatch.setenv("CSIST_WEIGHTS", str(tmp_path))
     assert registry.weights_folders()[0] == tmp_path
+    monkeypatch.setenv("CSIST_WEIGHTS", str(tmp_path / "wieghts"))
+    with pytest.raises(FileNotFoundError, match="CSIST_WEIGHTS names .*wieghts.*no folder"):
+        registry.weights_folders()
 
 
 @pytest.mark.parametrize("name, options", [("ista-net", {"stages": 2}), ("dista-net", {"stages": 1, "variant": "released"})])
@@ -543,6 +548,40 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
     for name in ("foreign", "garbage"):
         with pytest.raises(ValueError, match=f"{name}.safetensors is no csist weights file"):
             registry.read_weights(tmp_path / f"{name}.safetensors")
+
+
+def test_weights_bring_their_imaging_model(tmp_path):
+    network = fresh("ista-net", stages=1, plane=FocalPlane(sigma=0.7))
+    registry.write_weights(tmp_path / "a.safetensors", network, header_of("ista-net", 3, stages=1))
+    loaded, _ = registry.read_weights(tmp_path / "a.safetensors")
+    assert loaded.plane == network.plane and torch.equal(loaded.axis, network.axis)
+
+
+def test_a_header_that_does_not_fit_its_weights_is_an_error(tmp_path):
+    network = fresh("ista-net", stages=2, start=False)
+    for number, header in enumerate(({"network": "ista-net", "ratio": 3}, {"ratio": 3}, {"network": "ista-net", "ratio": 3, "options": {"stages": 3}})):
+        registry.write_weights(tmp_path / f"{number}.safetensors", network, header)
+        with pytest.raises(ValueError, match=f"{number}.safetensors does not fit its own header"):
+            registry.read_weights(tmp_path / f"{number}.safetensors")
+
+
+@pytest.mark.parametrize("size", [9, 13])
+def test_the_linear_start_of_another_frame_size_is_consistent(size):
+    plane = FocalPlane(shape=(size, size))
+    start = initial_matrix(plane, 3)
+    product = plane.steering_matrix(SubpixelGrid(plane.shape, 3)) @ start
+    assert np.abs(product - np.eye(size**2)).max() < 1e-6 and np.abs(start).max() < 10
+
+
+def test_what_is_no_batch_of_frames_is_refused_and_whole_numbers_are_taken():
+    network = fresh("ista-net", stages=1)
+    frames = csist100k("test", 2).frames
+    with pytest.raises(TypeError, match="must be a real torch tensor; got ndarray"):
+        network(frames)
+    with torch.no_grad():
+        assert torch.equal(network(torch.from_numpy(frames)), network(torch.from_numpy(frames).float()))
+        assert create_network("srcnn")(torch.from_numpy(frames)).shape == (2, 33, 33)
+        assert network(torch.zeros(0, 11, 11)).shape == (0, 33, 33)
 
 
 def test_the_header_says_where_weights_come_from(tmp_path):

@@ -250,3 +250,16 @@ def test_from_lists_of_nothing():
 def test_from_lists_spreads_no_value_over_several_targets(positions, intensities, message):
     with pytest.raises(ValueError, match=message):
         Targets.from_lists(positions, intensities)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"rng": 0}, r"pass rng=numpy.random.default_rng\(seed\). Got 0"),
+        ({"intensity": 240}, r"a range \(low, high\)"),
+        ({"cells": [[20, 20]] * 3}, "each of cells must be a pixel"),
+    ],
+)
+def test_what_is_no_scene_says_so(changes, words):
+    with pytest.raises(ValueError, match=words):
+        random_targets(3, **{"rng": np.random.default_rng(0), **changes})

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from csist.datasets import Frames, csist100k
+from csist.datasets import Frames, csist100k, frames_hash
 from csist.imaging import FocalPlane, SubpixelGrid
 from csist.networks import create_network
 from csist.networks.registry import read_weights, write_weights
@@ -615,6 +615,60 @@ def test_frames_may_be_given_instead_of_generated(tmp_path):
     pieces = {"train": Frames(data.frames[:32], data.targets[:32]), "val": Frames(data.frames[32:], data.targets[32:])}
     trainer = Trainer(replace(TINY, name="given"), tmp_path, device="cpu", precision="no", data=pieces)
     assert len(trainer.set) == 32 and len(trainer.val.frames) == 8
+
+
+def test_own_data_are_what_is_scored(tmp_path):
+    parts = {name: csist100k("val", 24, plane=FocalPlane(sigma=0.6), seed=seed) for seed, name in enumerate(("train", "val", "test"))}
+    run = replace(TINY, name="own")
+    result = train(run, tmp_path / "checkpoints", data=parts, **CPU)
+    assert result["test"]["frames_sha256"] == frames_hash(parts["test"])
+    for data, words in (({"train": parts["train"]}, "the parts 'train', 'val'"), (parts | {"extra": parts["val"]}, "'extra'")):
+        with pytest.raises(ValueError, match=words):
+            Trainer(run, tmp_path, device="cpu", data=data)
+    with pytest.raises(ValueError, match="fresh=True"):
+        Trainer(replace(run, fresh=True), tmp_path, device="cpu", data=parts)
+    del parts["test"]
+    with pytest.raises(ValueError, match="needs a 'test' part"):
+        train(run, tmp_path / "checkpoints", data=parts, **CPU)
+
+
+def test_other_labels_and_a_shorter_run_do_not_go_on(tmp_path):
+    trainer = trainer_of(TINY, tmp_path)
+    trainer.fit(progress=False)
+    data, val = csist100k("train", TINY.train_size), csist100k("val", TINY.val_size)
+    swapped = Targets(data.targets.xy[..., ::-1], data.targets.intensity, data.targets.count)
+    for own in ({"train": Frames(data.frames, swapped), "val": val}, {"train": data, "val": csist100k("val", TINY.val_size + 1)}):
+        with pytest.raises(ValueError, match="another version of the run"):
+            Trainer(TINY, tmp_path, device="cpu", precision="no", data=own).resume()
+    assert trainer_of(TINY, tmp_path).resume() is True
+    short = replace(TINY, phases=(replace(TINY.phases[0], samples=TINY.batch),))
+    with pytest.raises(ValueError, match="has only 1 now"):
+        trainer_of(short, tmp_path).resume()
+
+
+@pytest.mark.parametrize("options", [{"plane": FocalPlane(sigma=0.7)}, {"stages": np.int64(1)}])
+def test_what_could_not_be_stored_is_refused_before_the_first_step(tmp_path, options):
+    with pytest.raises(ValueError, match="could not be stored and read again"):
+        trainer_of(replace(TINY, options=options), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, words", [({"name": "ablation/a"}, "name of a file"), ({"name": ""}, "name of a file"), ({"options": None}, "must be a mapping")]
+)
+def test_a_run_that_cannot_be_stored_is_no_run(changes, words):
+    with pytest.raises(ValueError, match=words):
+        replace(TINY, **changes)
+
+
+def test_signals_work_again_after_an_error(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    trainer = trainer_of(TINY, tmp_path)
+    monkeypatch.setattr(Trainer, "_optimise", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(progress=False)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    with pytest.raises(ValueError, match="time_budget must be a number of seconds"):
+        trainer.fit(time_budget="10m", progress=False)
 
 
 def test_a_run_goes_on_after_phases_are_added_but_not_after_its_past_is_changed(tmp_path):

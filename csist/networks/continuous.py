@@ -24,6 +24,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -479,8 +480,9 @@ def five_pool(size: int, progress: bool = False) -> np.ndarray:
     from csist.datasets import cache_folder
 
     path = cache_folder() / f"five-{size}.npy"
-    if path.exists():
-        return np.load(path, allow_pickle=False)
+    pool = _read_pool(path, size)
+    if pool is not None:
+        return pool
     blocks = []
     for block in tqdm(range(-(-size // POOL_BLOCK)), desc="clusters of five", disable=None if progress else True):
         number = min(POOL_BLOCK, size - block * POOL_BLOCK)
@@ -488,11 +490,29 @@ def five_pool(size: int, progress: bool = False) -> np.ndarray:
         blocks.append(random_targets(number, rng, count=(CAPACITY, CAPACITY), cells=np.zeros((number, 2), dtype=int)).xy.astype(np.float32))
     pool = np.concatenate(blocks)
     if size >= POOL_BLOCK:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, pool)
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(temporary, pool)
+            os.replace(temporary, path)
+        except OSError as error:
+            warnings.warn(f"five_pool: cannot keep the clusters of five in {path.parent} ({error}); they will be drawn again", stacklevel=2)
     return pool
+
+
+def _read_pool(path: Path, size: int) -> np.ndarray | None:
+    """The stored arrangements if the file is whole; None (with a warning if it is damaged) otherwise."""
+    if not os.path.exists(path):
+        return None
+    try:
+        pool = np.load(path, allow_pickle=False)
+        if pool.shape == (size, CAPACITY, 2) and pool.dtype == np.float32 and (np.abs(pool) <= 0.5).all():
+            return pool
+        problem = f"it holds {pool.dtype} numbers of shape {pool.shape}"
+    except (OSError, ValueError, EOFError) as error:
+        problem = error
+    warnings.warn(f"five_pool: {path} is damaged ({problem}); the clusters of five are drawn again", stacklevel=3)
+    return None
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ import difflib
 import inspect
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from csist.imaging import check_ratio
+from csist.imaging import FocalPlane, check_ratio
 from csist.networks.dista_net import DistaNet
 from csist.networks.fista_net import FistaNet
 from csist.networks.ista_net import IstaNet, IstaNetPlus
@@ -69,10 +70,13 @@ def create_network(name: str, ratio: int = 3, **options) -> UnmixingNetwork:
 
 
 def weights_folders() -> list[Path]:
-    """Where committed weights are looked for: ``$CSIST_WEIGHTS``, the installed package, the repository."""
+    """Where weights are looked for: ``$CSIST_WEIGHTS``, the installed package, the repository; an error if the first is set but is no folder."""
     package = Path(__file__).resolve().parents[1]
     folders = [package / "weights", package.parent / "reproduce" / "weights"]
-    return [Path(os.environ["CSIST_WEIGHTS"]), *folders] if os.environ.get("CSIST_WEIGHTS") else folders
+    own = os.environ.get("CSIST_WEIGHTS")
+    if own and not Path(own).is_dir():
+        raise FileNotFoundError(f"the environment variable CSIST_WEIGHTS names {own!r}, which is no folder; correct it or unset it")
+    return [Path(own), *folders] if own else folders
 
 
 def run_name(name: str, ratio: int, seed: int = 0) -> str:
@@ -105,10 +109,12 @@ def load_network(name: str, ratio: int = 3, run: str | None = None) -> UnmixingN
     """
     if name not in NETWORKS:
         raise unknown_name(name, NETWORKS)
-    run = run or run_name(name, check_ratio(ratio))
+    main = run_name(name, check_ratio(ratio))
+    run = run or main
     path = weights_path(run)
     if path is None:
-        raise FileNotFoundError(f"no weights of {run!r} in {', '.join(map(str, weights_folders()))}; train it with: python reproduce/queue.py --only {run}")
+        command = f"csist train {name} --ratio {ratio}" if run == main else f"python reproduce/queue.py --only {run}"
+        raise FileNotFoundError(f"no weights of {run!r} in {', '.join(map(str, weights_folders()))}; train it with: {command}")
     network, header = read_weights(path)
     if network.ratio != ratio:
         raise ValueError(f"{path} holds a network for ratio {network.ratio}; asked for {ratio}")
@@ -133,19 +139,44 @@ def read_tensors(path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def read_weights(path) -> tuple[UnmixingNetwork, dict]:
-    """The network stored in a safetensors file, and the run that made it (both from the file's own header)."""
+    """The network stored in a safetensors file, with its own imaging model, and the run that made it (all from the file's own header)."""
     tensors, header = read_tensors(path)
     if header.get("kind"):
         raise ValueError(f"{path} holds a {header['kind']}, not an unmixing network")
-    network = create_network(header["network"], ratio=header["ratio"], start=False, **header.get("options", {}))
-    network.load_state_dict(tensors)
+    try:
+        network = network_of(header)
+        network.load_state_dict(tensors)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not fit its own header ({type(error).__name__}: {error}); the header needs 'network', 'ratio' and the 'options' that the network was "
+            "made with"
+        ) from error
     return network, header
 
 
+def network_of(header: dict) -> UnmixingNetwork:
+    """A network of the kind that a weights file's header tells of, without its weights.
+
+    >>> network_of({"network": "ista-net", "ratio": 3, "plane": {"shape": [11, 11], "sigma": 0.7}}).plane.sigma
+    0.7
+    """
+    options = dict(header.get("options", {}))
+    if "plane" in header:
+        options["plane"] = FocalPlane(**header["plane"])
+    if "start" in inspect.signature(NETWORKS.get(header["network"], UnmixingNetwork)).parameters:
+        options["start"] = False  # the file brings the linear start
+    return create_network(header["network"], ratio=header["ratio"], **options)
+
+
 def write_weights(path, network: UnmixingNetwork, header: dict) -> None:
-    """Store parameters as float16 and buffers as float32, with a JSON header; written under a temporary name, then renamed."""
+    """Store parameters as float16 and buffers as float32, with a JSON header; written under a temporary name, then renamed.
+
+    The header tells how to make the network again: ``network``, ``ratio``, ``options``; its imaging model is added where it is not the default one.
+    """
     from safetensors.torch import save_file
 
+    if getattr(network, "plane", FocalPlane()) != FocalPlane():
+        header = {**header, "plane": asdict(network.plane)}
     parameters = {name for name, _ in network.named_parameters()}
     tensors = {k: (v.half() if k in parameters else v.float()).contiguous().cpu() for k, v in network.state_dict().items()}
     if not all(torch.isfinite(v).all() for v in tensors.values()):

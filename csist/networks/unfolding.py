@@ -19,6 +19,9 @@ from torch import nn
 
 from csist.datasets import csist100k
 from csist.imaging import FocalPlane, SubpixelGrid, check_ratio
+from csist.scenes import random_targets
+
+START_SCENES = 80_000  # as many as the training split has
 
 
 def soft_threshold(values: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
@@ -46,14 +49,16 @@ def xavier_kernel(outputs: int, inputs: int) -> nn.Parameter:
 def initial_matrix(plane: FocalPlane, ratio: int) -> np.ndarray:
     r"""The linear start :math:`Q = S Z^\top (Z Z^\top)^{-1}` over the training scenes, with :math:`Z = G S` (paper, eq. 9).
 
-    It is the best linear guess of a sub-pixel image from a frame, and it is consistent: ``G Q = 1``, so the first gradient step changes nothing.
+    It is the best linear guess of a sub-pixel image from a frame, and it is consistent: ``G Q = 1``, so the first gradient step changes nothing. Frames of
+    another size than the training split's get scenes of the same law, drawn on their own pixels.
 
     Returns (c^2 * pixels, pixels) float64; sub-pixels and pixels both row-major.
     """
     from scipy.sparse import csr_matrix  # here, to keep `import csist` quick
 
     grid = SubpixelGrid(plane.shape, ratio)
-    targets = csist100k("train").targets
+    own = FocalPlane().shape  # of the training split's frames
+    targets = csist100k("train").targets if plane.shape == own else random_targets(START_SCENES, np.random.default_rng(0), shape=plane.shape)
     frame, slot = np.nonzero(targets.mask)
     subpixel = np.ravel_multi_index(grid.to_index(targets.xy[frame, slot]).T, grid.shape)
     steering = plane.steering_matrix(grid)
@@ -83,13 +88,15 @@ class UnmixingNetwork(nn.Module):
         return self.plane.shape[0]
 
     def check_frames(self, frames: torch.Tensor, window: bool = False) -> torch.Tensor:
-        """Frames as (B, 1, n, n), or a clear error."""
+        """Frames as floating-point (B, 1, n, n), or a clear error."""
+        if not isinstance(frames, torch.Tensor) or frames.is_complex():
+            raise TypeError(f"frames must be a real torch tensor; got {type(frames).__name__}. csist.evaluation.predict takes arrays")
         if frames.ndim == 3:
             frames = frames[:, None]
         good = frames.ndim == 4 and frames.shape[1] == 1 and frames.shape[2] == frames.shape[3]
         if not good or (frames.shape[-1] > self.size if window else frames.shape[-1] != self.size):
             raise ValueError(f"frames must have shape (B, {self.size}, {self.size}) or (B, 1, {self.size}, {self.size}); got {tuple(frames.shape)}")
-        return frames
+        return frames if frames.is_floating_point() else frames.float()
 
     def loss(self, frames: torch.Tensor, truth: torch.Tensor, origin: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Terms of the training loss; their sum is minimised. Here the mean squared error over all sub-pixels."""
@@ -135,7 +142,7 @@ class UnfoldedNetwork(UnmixingNetwork):
         """First estimate Q z, (B, 1, cn, cn); on a window, the window's block of Q."""
         batch, n, c = len(frames), frames.shape[-1], self.ratio
         if n == self.size:
-            return (frames.reshape(batch, -1) @ self.start_matrix.T).view(batch, 1, c * n, c * n)
+            return (frames.flatten(1) @ self.start_matrix.T).view(batch, 1, c * n, c * n)
         pixel = origin[:, :, None] + torch.arange(n, device=frames.device)  # (B, 2, n)
         subpixel = c * origin[:, :, None] + torch.arange(c * n, device=frames.device)
         columns = (pixel[:, 0, :, None] * self.size + pixel[:, 1, None, :]).flatten(1)  # (B, n^2)

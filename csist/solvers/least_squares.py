@@ -177,7 +177,7 @@ def unmix_least_squares(
     plane = plane or FocalPlane()
     if isinstance(starts, bool) or not isinstance(starts, (int, np.integer)) or starts < 1:
         raise ValueError(f"unmix_least_squares: starts must be a whole number >= 1; got {starts!r}")
-    frames = check_frames(frames, plane.shape)
+    frames = check_frames(frames, plane.shape, plane.full_scale)
     cells = find_cells(frames, 2 * window_reach(plane) + 1, 3 * plane.read_noise)
     lists = []
     for index, (frame, cell) in enumerate(zip(frames, cells)):
@@ -235,7 +235,7 @@ def refine(frames, start: Targets, plane: FocalPlane | None = None, *, known: Ta
     [[[5.1, 4.8]]]
     """
     plane = plane or FocalPlane()
-    frames = check_frames(frames, plane.shape)
+    frames = check_frames(frames, plane.shape, plane.full_scale)
     if len(start) != len(frames):
         raise ValueError(f"refine: start holds {len(start)} frames, but {len(frames)} frames are given; give one entry per frame")
     if (known is None) != (width is None):

@@ -194,7 +194,8 @@ def unmix_offgrid(
     brightest block's, if intensities are unknown) begins one, the brightest first, and takes the light of the window about it; blocks with less than 8
     times the read noise, or less than a hundredth of the brightest block's light, do not count. Clusters whose windows do not overlap, at sigma = 0.5 px
     those with pixels at least 5 px apart in row or column, are unmixed as if alone. At 4 px, the pixels that their windows share tell neither anything;
-    nearer clusters are taken for one, whose scores are low because no single cluster explains the light.
+    nearer clusters are taken for one, which no single cluster explains. A frame that no scene of the prior explains (a target darker or brighter than the
+    prior's range, a second cluster too near) gets the nearest explanation, and scores and errors that claim too much; give the prior that holds.
 
     An answer depends on the cluster's window and the seed, not on other frames, their order or the number of threads. The first call on a machine,
     and the first with a window of another size (a wider PSF), compiles for about a minute; the result is kept beside the module.
