@@ -279,7 +279,7 @@ def test_what_seeds_can_say(tmp_path):
     rows = reporting.make_rows(reporting.ablation_entries(), tmp_path)
     assert "Each row is one training." in reporting.describe_order(scored(rows, [0.44, 0.45, 0.45, 0.46], ours_seeds=1))
     several = reporting.describe_order(scored(rows, [0.44, 0.45, 0.45, 0.46], ours_seeds=3, ours_seeds_sd=0.002))
-    assert "DISTA-Net w/o Thres. (3 seeds)" in several and "(3 seeds) has a standard deviation of 0.20, root mean square. Two single trainings" in several
+    assert "DISTA-Net w/o Thres. (3 seeds)" in several and "(3 seeds) has a standard deviation of 0.20, pooled. Two single trainings" in several
     first = scored(rows[:1], [0.44], ours_seeds=3, ours_seeds_sd=0.002) + scored(rows[1:], [0.45, 0.45, 0.46], ours_seeds=1)
     one = reporting.describe_order(first)
     assert "ISTA-Net (3 seeds) has a standard deviation of 0.20. If the other rows, of one seed each, vary as much, two single trainings" in one
@@ -299,9 +299,12 @@ def test_which_rows_chance_cannot_explain(tmp_path):
         "twice that, 0.57 points, may be chance. Further than that from DISTA-Net is "
         "ISTA-Net (−2.00). Not told apart from it by one training each is DISTA-Net w/o DT (−0.50)."
     )
+    both = scored(rows[:1], [0.44], ours_seeds=3, ours_seeds_sd=0.002) + scored(rows[3:], [0.46], ours_seeds=2, ours_seeds_sd=0.003)
+    # each row once, though the reference is among the rows; two and one seeds beyond the first: sqrt((2 * 0.2^2 + 0.3^2) / 3) = 0.238
+    assert "The scores of DISTA-Net and ISTA-Net have a standard deviation of 0.24 (pooled)" in reporting.describe_chance(both, both[1])
     one_kind = scored(rows, [0.46, 0.46, 0.46, 0.46], ours_seeds=3, ours_seeds_sd=0.002)
     assert "Further" not in reporting.describe_chance(one_kind, one_kind[3])
-    assert "of 0.20 (root mean square) over training seeds" in reporting.describe_chance(one_kind, one_kind[3])
+    assert "of 0.20 (pooled) over training seeds" in reporting.describe_chance(one_kind, one_kind[3])
 
 
 def test_what_longer_training_gave(tmp_path):

@@ -317,14 +317,15 @@ def _describe_seeds(rows) -> str:
     pairs = itertools.combinations(rows, 2)
     far = "; ".join(f"{one['label']} and {two['label']}" for one, two in pairs if abs(one["ours_cso_map"] - two["ours_cso_map"]) > 0.02 * apart)
     return (
-        f"Over training seeds the score of {whose} has a standard deviation of {spread:.2f}{', root mean square' * (len(repeated) > 1)}. {others} single "
+        f"Over training seeds the score of {whose} has a standard deviation of {spread:.2f}{', pooled' * (len(repeated) > 1)}. {others} single "
         f"trainings differ by about {apart:.2f} by chance. "
     ) + (f"These pairs differ by more than twice that: {far}." if far else "No two rows differ by more than twice that.")
 
 
 def _seed_spread(repeated) -> float:
-    """Root mean square of the standard deviations over training seeds, in points."""
-    return 100 * math.sqrt(sum(row["ours_seeds_sd"] ** 2 for row in repeated) / len(repeated))
+    """Pooled standard deviation over training seeds, in points: a row weighs as much as it has seeds beyond the first."""
+    freedom = [row["ours_seeds"] - 1 for row in repeated]
+    return 100 * math.sqrt(sum(count * row["ours_seeds_sd"] ** 2 for count, row in zip(freedom, repeated)) / sum(freedom))
 
 
 def describe_chance(rows, reference: dict) -> str:
@@ -337,7 +338,8 @@ def describe_chance(rows, reference: dict) -> str:
     reference : dict
         The row that all others are held against.
     """
-    repeated = [row for row in [reference, *rows] if row["ours_seeds_sd"] is not None]
+    every = [reference, *(row for row in rows if row is not reference)]
+    repeated = [row for row in every if row["ours_seeds_sd"] is not None]
     scored = [row for row in rows if row["status"] == "scored" and row is not reference]
     if not repeated or not scored or reference["status"] != "scored":
         return "Whether these rows differ by more than chance can be said when they are trained, and one row of the table with several seeds."
@@ -345,7 +347,7 @@ def describe_chance(rows, reference: dict) -> str:
     twice = 2 * math.sqrt(2) * spread
     gaps = [(row["label"], 100 * (row["ours_cso_map"] - reference["ours_cso_map"])) for row in scored]
     far, near = ([f"{label} ({signed(gap)})" for label, gap in gaps if (abs(gap) > twice) == beyond] for beyond in (True, False))
-    whose, kind = _listed([row["label"] for row in repeated]), " (root mean square)" * (len(repeated) > 1)
+    whose, kind = _listed([row["label"] for row in repeated]), " (pooled)" * (len(repeated) > 1)
     text = (
         f"The scores of {whose} have a standard deviation of {spread:.2f}{kind} over training seeds. That of a difference of two trainings is √2 times as "
         f"large, so up to twice that, {twice:.2f} points, may be chance. "
