@@ -208,7 +208,8 @@ def test_model_viewer_follows_the_keys(pages, path):
     with Visit(pages, path) as visit:
         page = visit.page
         page.wait_for_selector(".modv")
-        read = lambda: page.locator(".modv").first.evaluate("e => e.csist")
+        drawn = "e => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(e.csist))))"  # keys only ask for a drawing
+        read = lambda: page.locator(".modv").first.evaluate(drawn)
         before = read()
         page.locator(".modv-row input").first.focus()
         page.keyboard.press("ArrowLeft")

@@ -331,10 +331,10 @@ def test_two_processes_do_not_share_a_run(capsys, tiny, tmp_path):
     handle.close()
 
 
-def test_train_uses_the_repositorys_runs(tmp_path, capsys):
+def test_train_uses_the_repositorys_runs(capsys):
     run = cli.find_run("dista-net", 3, 0)
     assert run.name == "dista-net-c3-seed0" and run.network == "dista-net" and run.train_size == 80_000
-    run = cli.find_run("ista-net+", 5, 7, tmp_path / "absent.yaml")
+    run = cli.find_run("ista-net+", 5, 7)
     assert (run.name, run.network, run.ratio, run.seed) == ("ista-net-plus-c5-seed7", "ista-net+", 5, 7)
     assert "default recipe" in capsys.readouterr().err
 

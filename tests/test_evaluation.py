@@ -203,7 +203,8 @@ def test_methods_are_listed_and_imported_without_numba():
 def test_a_result_is_plain_json_with_its_provenance():
     result = evaluate("omp", size=20, resamples=3)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert {"method", "ratio", "split", "frames", "frames_sha256", "scores", "frames_per_second", "provenance"} == set(result)
+    assert result["weights"] is None  # a method without any
+    assert {"method", "ratio", "weights", "split", "frames", "frames_sha256", "scores", "frames_per_second", "provenance"} == set(result)
     assert (result["method"], result["ratio"], result["split"], result["frames"]) == ("omp", 3, "test", 20)
     assert 0 < result["scores"]["cso_map"] <= 1 and result["frames_per_second"] > 0
     again = evaluate("omp", size=20, resamples=3)

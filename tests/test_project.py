@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -66,7 +67,9 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
 
 
 def shell_commands(page: str = "README.md") -> list[list[str]]:
-    return [words for block in blocks("bash", page) for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+    """The words of each line, without the variables that it sets before its command."""
+    lines = [shlex.split(line, comments=True) for block in blocks("bash", page) for line in block.splitlines()]
+    return [list(itertools.dropwhile(lambda word: re.fullmatch(r"[A-Z_]+=.*", word), words)) for words in lines if words]
 
 
 # Versions
