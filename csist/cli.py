@@ -311,12 +311,16 @@ def hold(path: Path):
 
 def _add_unmix(commands):
     command = commands.add_parser("unmix", help="say how many targets frames hold, where they are and how bright")
-    kinds = "an 8-bit grey 11 x 11 PNG, an .npy array (11, 11) or (n, 11, 11), or a folder with cso_img/"
+    kinds = "an 8-bit grey PNG, an .npy array (rows, columns) or (n, rows, columns), or a folder with cso_img/"
     command.add_argument("input", type=Path, metavar="IMAGE_OR_FOLDER", help=kinds)
     command.add_argument("--method", default="dista-net", help="see: csist info (dista-net)")
     command.add_argument("--ratio", type=int, default=3, help="odd sub-pixel ratio c of methods with a grid (3)")
     command.add_argument("--threshold", type=float, default=None, help="detection threshold in grey levels (the method's own); off-grid has none")
     _add_tier(command)
+    sensor = command.add_argument_group("what made the frames", "The networks answer for the paper's focal plane only; off-grid takes any.")
+    sensor.add_argument("--shape", type=whole_number, nargs=2, default=(11, 11), metavar=("ROWS", "COLUMNS"), help="size of a frame in pixels (11 11)")
+    sensor.add_argument("--sigma", type=float, default=0.5, help="standard deviation of the PSF in pixels (0.5)")
+    sensor.add_argument("--bits", type=int, default=8, help="depth of the digitiser, 1 to 16 (8)")
     command.set_defaults(command=unmix, table=_unmix_table)
     return command
 
@@ -325,13 +329,16 @@ def unmix(options):
     """Unmix the frames of a file or a folder."""
     from csist.evaluation import has_grid
     from csist.evaluation import unmix as estimate
+    from csist.imaging import FocalPlane
 
-    names, frames = read_frames(options.input)
-    found = estimate(frames, options.method, options.ratio, threshold=options.threshold, **_tier(options))
+    plane = FocalPlane(tuple(options.shape), options.sigma, options.bits)
+    names, frames = read_frames(options.input, plane.shape)
+    found = estimate(frames, options.method, options.ratio, plane=plane, threshold=options.threshold, **_tier(options))
     value = {
         "method": options.method,
         "ratio": options.ratio if has_grid(options.method) else None,
         "axes": AXES,
+        "focal_plane": {"shape": list(plane.shape), "sigma": plane.sigma, "bits": plane.bits},
         "frames": [{"name": name, "targets": _target_rows(found, number)} for number, name in enumerate(names)],
     }
     return value, OK
@@ -376,8 +383,8 @@ def _unmix_table(value) -> str:
     return columns(rows, ["frame", "target", *(head for head, _ in shown.values())])
 
 
-def read_frames(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names and frames (n, 11, 11) of a PNG, an .npy file, or a folder whose cso_img/ holds image_<number>.png; annotations are not needed."""
+def read_frames(path: Path, shape=(11, 11)) -> tuple[list[str], np.ndarray]:
+    """Names and frames (n, rows, columns) of a PNG, an .npy file, or a folder whose cso_img/ holds image_<number>.png; annotations are not needed."""
     from csist import grokcso
 
     if path.is_dir():
@@ -385,23 +392,26 @@ def read_frames(path: Path) -> tuple[list[str], np.ndarray]:
         if not files:
             raise CommandError(f"no frames in {path / grokcso.FRAME_FOLDER}; frames must be named image_<number>.png")
         chosen = [files[number] for number in sorted(files)]
-        return [file.name for file in chosen], np.stack([grokcso._read_frame(file, (11, 11)) for file in chosen])
+        return [file.name for file in chosen], np.stack([grokcso._read_frame(file, shape) for file in chosen])
     if not path.is_file():
-        raise CommandError(f"{path} does not exist; give an 11 x 11 PNG, an .npy array or a folder with {grokcso.FRAME_FOLDER}/")
+        raise CommandError(f"{path} does not exist; give a PNG, an .npy array or a folder with {grokcso.FRAME_FOLDER}/")
     if path.suffix.lower() == ".npy":
-        return _read_array(path)
+        return _read_array(path, shape)
     if path.suffix.lower() == ".png":
-        return [path.name], grokcso._read_frame(path, (11, 11))[None]
+        return [path.name], grokcso._read_frame(path, shape)[None]
     raise CommandError(f"{path}: what kind of file is this? Frames are read from .png, .npy and folders with {grokcso.FRAME_FOLDER}/")
 
 
-def _read_array(path: Path) -> tuple[list[str], np.ndarray]:
+def _read_array(path: Path, shape: tuple[int, int]) -> tuple[list[str], np.ndarray]:
     try:
         frames = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, EOFError) as error:
         raise CommandError(f"{path} is no .npy file of plain numbers ({error})") from error
-    if not isinstance(frames, np.ndarray) or frames.ndim not in (2, 3) or frames.shape[-2:] != (11, 11) or len(frames) == 0:
-        raise CommandError(f"{path} must hold an array (11, 11) or (n, 11, 11); it holds {getattr(frames, 'shape', 'something else')}")
+    found, needed = getattr(frames, "shape", "something else"), ", ".join(map(str, shape))
+    if not isinstance(frames, np.ndarray) or frames.ndim not in (2, 3) or len(frames) == 0:
+        raise CommandError(f"{path} must hold an array ({needed}) or (n, {needed}); it holds {found}")
+    if found[-2:] != shape:
+        raise CommandError(f"{path} must hold frames ({needed}); it holds {found}. If they have that size, say --shape {found[-2]} {found[-1]}")
     if frames.ndim == 2:
         return [path.name], np.array(frames)[None]
     return [f"{path.name}[{k}]" for k in range(len(frames))], np.array(frames)

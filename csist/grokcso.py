@@ -235,7 +235,7 @@ def _check_png_header(path: Path, data: bytes, shape: tuple[int, int]) -> None:
     if (height, width) != shape:
         raise ValueError(
             f"read_grokcso: {path} has {height} x {width} px (rows x columns), expected {shape[0]} x {shape[1]}; "
-            f"if all frames have that size, pass shape=({height}, {width})"
+            f"if all frames have that size, pass shape=({height}, {width}), on the command line --shape {height} {width}"
         )
 
 

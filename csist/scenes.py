@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -82,6 +82,13 @@ class Targets:
         """Pixel that holds the cluster, the rounded mean position, (n, 2); frames without targets give -1."""
         total = np.nansum(self.xy, axis=1)
         return np.where(self.count[:, None] > 0, np.rint(total / np.maximum(self.count, 1)[:, None]), -1).astype(np.int64)
+
+    def __eq__(self, other) -> bool:
+        """Whether two objects hold the same numbers, padding and what is not given included."""
+        if not isinstance(other, Targets):
+            return NotImplemented
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        return all(a is b if a is None or b is None else np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
     def __len__(self) -> int:
         return len(self.count)

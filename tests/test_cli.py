@@ -210,6 +210,21 @@ def test_unmix_off_the_grid(capsys, tmp_path):
     assert capsys.readouterr().out.startswith("off-grid, 5 frames of the val split")
 
 
+def test_unmix_frames_of_another_focal_plane(capsys, tmp_path):
+    """Size, PSF and depth of the frames can be said, and must be."""
+    pytest.importorskip("numba")
+    plane = csist.FocalPlane((9, 14), 0.7, 12)
+    np.save(tmp_path / "frame.npy", plane.render(csist.Targets([[[2.3, 11.9]]], [[3000.0]], [1])))
+    sensor = ("--shape", 9, 14, "--sigma", 0.7, "--bits", 12)
+    value = json_of(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", *sensor)
+    assert value["focal_plane"] == {"shape": [9, 14], "sigma": 0.7, "bits": 12}
+    brightest = max(value["frames"][0]["targets"], key=lambda target: target["intensity"])
+    assert abs(brightest["x"] - 2.3) < 0.34 and abs(brightest["y"] - 11.9) < 0.34
+    assert "say --shape 9 14" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp")
+    assert "full scale 255" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", "--shape", 9, 14)
+    assert "sigma must be" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", *sensor[:3], "--sigma", 0)
+
+
 def png_bytes(size=(11, 11), mode="L") -> bytes:
     from PIL import Image
 
@@ -226,7 +241,7 @@ def npy_bytes(array) -> bytes:
 
 BAD_FILES = {
     "colour.png": (png_bytes(mode="RGB"), "grey"),
-    "large.png": (png_bytes(size=(12, 11)), "12"),
+    "large.png": (png_bytes(size=(12, 11)), "--shape 11 12"),
     "cut.png": (png_bytes()[:-20], "damaged"),
     "empty.png": (b"", "PNG"),
     "text.npy": (b"no array", "no .npy"),
