@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def whole_number(text: str) -> int:
     if not (digits.isascii() and digits.isdigit() and int(digits) >= 1):
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1; got {text!r}")
     return int(digits)
+
+
+def number_or_unknown(text: str) -> float | None:
+    """A number, or None for the word unknown."""
+    return None if text == "unknown" else float(text)
+
+
+def count_or_unknown(text: str) -> int | None:
+    """A whole number >= 1, or None for the word unknown."""
+    return None if text == "unknown" else whole_number(text)
 
 
 def columns(rows, header) -> str:
@@ -321,6 +332,12 @@ def _add_unmix(commands):
     sensor.add_argument("--shape", type=whole_number, nargs=2, default=(11, 11), metavar=("ROWS", "COLUMNS"), help="size of a frame in pixels (11 11)")
     sensor.add_argument("--sigma", type=float, default=0.5, help="standard deviation of the PSF in pixels (0.5)")
     sensor.add_argument("--bits", type=int, default=8, help="depth of the digitiser, 1 to 16 (8)")
+    sensor.add_argument("--read-noise", type=float, default=0.0, help="standard deviation of the read noise in grey levels (0)")
+    scenes = command.add_argument_group("what is known of the scenes", "For off-grid, which takes them for CSIST-100K's: give what holds, or unknown.")
+    span = {"nargs": "+", "default": argparse.SUPPRESS}
+    scenes.add_argument("--counts", type=count_or_unknown, metavar="N", help="smallest and largest number of targets in a cluster, or unknown (1 5)", **span)
+    scenes.add_argument("--intensity", type=number_or_unknown, metavar="FLUX", help="smallest and largest flux in grey levels, or unknown (220 250)", **span)
+    scenes.add_argument("--min-distance", type=number_or_unknown, default=argparse.SUPPRESS, metavar="PX", help="of two targets, or unknown (0.494)")
     command.set_defaults(command=unmix, table=_unmix_table)
     return command
 
@@ -331,14 +348,17 @@ def unmix(options):
     from csist.evaluation import unmix as estimate
     from csist.imaging import FocalPlane
 
-    plane = FocalPlane(tuple(options.shape), options.sigma, options.bits)
+    plane = FocalPlane(tuple(options.shape), options.sigma, options.bits, read_noise=options.read_noise)
     names, frames = read_frames(options.input, plane.shape)
-    found = estimate(frames, options.method, options.ratio, plane=plane, threshold=options.threshold, **_tier(options))
+    with warnings.catch_warnings(record=True) as heard:
+        found = estimate(frames, options.method, options.ratio, plane=plane, threshold=options.threshold, **_tier(options), **_prior(options))
+    for warning in heard:
+        print(f"csist: warning: {warning.message}", file=sys.stderr)
     value = {
         "method": options.method,
         "ratio": options.ratio if has_grid(options.method) else None,
         "axes": AXES,
-        "focal_plane": {"shape": list(plane.shape), "sigma": plane.sigma, "bits": plane.bits},
+        "focal_plane": {"shape": list(plane.shape), "sigma": plane.sigma, "bits": plane.bits, "read_noise": plane.read_noise},
         "frames": [{"name": name, "targets": _target_rows(found, number)} for number, name in enumerate(names)],
     }
     return value, OK
@@ -355,6 +375,18 @@ def _tier(options) -> dict:
     if options.method != "off-grid":
         raise CommandError(f"--tier belongs to the method 'off-grid'; {options.method!r} has no tiers")
     return {"tier": options.tier}
+
+
+def _prior(options) -> dict:
+    """The option of the method that is told the scenes' law."""
+    given = {name: getattr(options, name) for name in ("counts", "intensity", "min_distance") if hasattr(options, name)}
+    if not given:
+        return {}
+    if options.method != "off-grid":
+        raise CommandError(f"--{next(iter(given)).replace('_', '-')} belongs to the method 'off-grid'; {options.method!r} is not told of the scenes")
+    from csist.solvers import Prior
+
+    return {"prior": Prior(**{name: None if value == [None] else tuple(value) if isinstance(value, list) else value for name, value in given.items()})}
 
 
 def _target_rows(targets, number: int) -> list[dict]:
@@ -410,6 +442,8 @@ def _read_array(path: Path, shape: tuple[int, int]) -> tuple[list[str], np.ndarr
     found, needed = getattr(frames, "shape", "something else"), ", ".join(map(str, shape))
     if not isinstance(frames, np.ndarray) or frames.ndim not in (2, 3) or len(frames) == 0:
         raise CommandError(f"{path} must hold an array ({needed}) or (n, {needed}); it holds {found}")
+    if frames.ndim == 3 and frames.shape[-1] in (1, 3, 4) and shape[-1] not in (1, 3, 4):
+        raise CommandError(f"{path} must hold frames ({needed}); it holds {found}, which looks like a picture with colours last; make it grey, as by .mean(-1)")
     if found[-2:] != shape:
         raise CommandError(f"{path} must hold frames ({needed}); it holds {found}. If they have that size, say --shape {found[-2]} {found[-1]}")
     if frames.ndim == 2:

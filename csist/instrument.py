@@ -1,7 +1,7 @@
 r"""What a user measures before unmixing: the width of the PSF, the read noise, the background (book chapter "Robustness"; not in the paper).
 
 An unmixer that trusts the imaging model is as good as what it is told. All three numbers are in frames that every user has: the width in frames of single
-targets, the noise in pixels without light, the background in the pixels about a cluster.
+targets, the noise in pixels without light, the background in the pixels about the clusters. Subtract a background first, then measure.
 """
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from scipy.special import ndtr
 
 from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
 from csist.limits import noise_deviation
-from csist.solvers.finding import find_cells
+from csist.solvers.finding import brightest_block, find_clusters
 from csist.solvers.least_squares import window_reach
 
 STEPS, SETTLED = 30, 1e-9  # of Gauss and Newton, and the change of sigma after which none is needed [px]
 DARK_MARGIN = 1  # px beyond the reach of the cluster's light from where pixels count as dark
-LIT = 5.0  # grey levels above the frame's median from where a pixel may belong to the cluster
+LIT = 5.0  # grey levels above the frame's median from where a pixel may belong to a cluster
+LIT_SHARE = 0.02  # the same for frames without grey levels, as a share of the brightest pixel
+FAINT = 0.2  # of the brightest cluster's light: what is brighter is a cluster as well,
+SIGNIFICANT = 12.0  # if it is brighter than so much of the noise, which no block of 3 x 3 pixels reaches by the noise above the median alone
+SURE = 5.0  # standard deviations by which a background must show
 HARDLY_ANY = 0.2  # grey levels of read noise, below which whole grey levels show nothing of it
+
+
+UNDETERMINED = (
+    "is the guess sigma = {:g} px within a third of the truth, is there one target on each frame, with pixels that are not saturated, and are levels those of "
+    "the plane's bits?"
+)
 
 
 class PsfWidth(NamedTuple):
@@ -53,7 +63,8 @@ def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) ->
     Raises
     ------
     ValueError
-        For no frames, a dark frame, a wrong shape, or a fit that leaves the range of a third about the first guess by far.
+        For no frames, a dark frame, a second cluster (or a hot pixel) on a frame, a wrong shape, a fit that leaves the range of a third about the first
+        guess by far, or one that nothing determines.
 
     >>> from csist.scenes import random_targets
     >>> scenes = random_targets(5, np.random.default_rng(0), count=(1, 1))
@@ -66,6 +77,14 @@ def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) ->
         raise ValueError("measure_sigma: every frame must hold one target, but " + ("a frame is dark" if len(frames) else "no frame is given"))
     if intensity is not None and np.shape(intensity) != (len(frames),):
         raise ValueError(f"measure_sigma: intensity must hold one number for each of {len(frames)} frames; got shape {np.shape(intensity)}")
+    if intensity is not None and not (np.isfinite(intensity).all() and np.min(intensity) > 0):
+        raise ValueError("measure_sigma: intensity must hold finite total fluxes > 0 in grey levels")
+    owner, _ = _clusters(frames, plane)
+    if (crowded := np.bincount(owner, minlength=len(frames)) > 1).any():
+        raise ValueError(
+            f"measure_sigma: every frame must hold one target, but frame {int(np.argmax(crowded))} has light in several places ({int(crowded.sum())} such "
+            "frames); cut it about one target, and set hot pixels to the level of their neighbours"
+        )
     weight = (frames < plane.full_scale) & ~_beyond(frames, plane, window_reach(plane))
     x, y = _centre_of_light(np.where(weight, frames, 0.0))
     light, common = frames.sum((1, 2)) if intensity is None else np.asarray(intensity, dtype=np.float64), np.array([plane.sigma, 1.0])
@@ -77,17 +96,20 @@ def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) ->
         if intensity is None:
             own = np.concatenate([own, (unit * weight).reshape(len(frames), -1, 1)], axis=-1)
         columns = np.stack([width] if intensity is None else [width, brightness], axis=-1).reshape(len(frames), own.shape[1], -1)
-        imitation = np.linalg.solve(np.swapaxes(own, 1, 2) @ own, np.swapaxes(own, 1, 2))  # what a frame's own unknowns can imitate is taken out first
-        left, rest = columns - own @ (imitation @ columns), residual.reshape(len(frames), -1, 1)
-        information = np.einsum("npa,npb->ab", left, left)
-        step = np.linalg.solve(information, np.einsum("npa,npz->a", left, rest))
+        try:
+            imitation = np.linalg.solve(np.swapaxes(own, 1, 2) @ own, np.swapaxes(own, 1, 2))  # what a frame's own unknowns can imitate is taken out first
+            left, rest = columns - own @ (imitation @ columns), residual.reshape(len(frames), -1, 1)
+            information = np.einsum("npa,npb->ab", left, left)
+            step = np.linalg.solve(information, np.einsum("npa,npz->a", left, rest))
+        except np.linalg.LinAlgError as error:
+            raise ValueError(f"measure_sigma: the frames do not tell the width: {UNDETERMINED.format(plane.sigma)}") from error
         own_step = (imitation @ (rest - columns @ step[:, None]))[..., 0]
         x, y = x - own_step[:, 0], y - own_step[:, 1]
         common[: len(step)] -= np.clip(step, -0.1, 0.1)
         if intensity is None:
             light = light - own_step[:, 2]
-        if not plane.sigma / 2 < common[0] < 2 * plane.sigma:
-            raise ValueError(f"measure_sigma: the fit leaves the guess {plane.sigma:g} px far behind; pass a better one, and frames of one target each")
+        if not (plane.sigma / 2 < common[0] < 2 * plane.sigma and np.isfinite(own_step).all()):
+            raise ValueError(f"measure_sigma: the fit leaves the guess far behind: {UNDETERMINED.format(plane.sigma)}")
         if abs(step[0]) < SETTLED:
             break
     noise, freedom = noise_deviation(plane), weight.sum() - own.shape[-1] * len(frames) - len(step)
@@ -108,20 +130,31 @@ def _derivatives(x, y, sigma: float, shape, step: float = 1e-4):
 
 def _centre_of_light(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     i, j = np.mgrid[: frames.shape[1], : frames.shape[2]]
-    total = frames.sum((1, 2))
+    total = np.maximum(frames.sum((1, 2)), np.finfo(float).tiny)  # where all the light is saturated, the first pixel
     return (frames * i).sum((1, 2)) / total, (frames * j).sum((1, 2)) / total
 
 
-def _beyond(frames: np.ndarray, plane: FocalPlane, reach: int) -> np.ndarray:
-    """True for pixels more than ``reach`` from each frame's cluster, (n, rows, columns)."""
+def _clusters(frames: np.ndarray, plane: FocalPlane) -> tuple[np.ndarray, np.ndarray]:
+    """Frame (m,) and pixel (m, 2) of every cluster, the brightest of each frame included whatever the noise; a frame without light has none."""
     lifted = np.maximum(frames - np.median(frames, axis=(1, 2), keepdims=True), 0.0)
-    cells = find_cells(lifted, 2 * window_reach(plane) + 1, LIT)
+    noise = np.quantile(lifted, ndtr(1.0), axis=(1, 2))  # one standard deviation above the median
+    lit = LIT if plane.bits is not None else LIT_SHARE * lifted.max(axis=(1, 2), keepdims=True)
+    lifted[lifted <= lit] = 0.0
+    brightest = brightest_block(lifted)
+    return find_clusters(lifted, 2 * window_reach(plane) + 1, 0.0, np.clip(SIGNIFICANT * noise, FAINT * brightest, 0.99 * brightest))
+
+
+def _beyond(frames: np.ndarray, plane: FocalPlane, reach: int) -> np.ndarray:
+    """True for pixels more than ``reach`` from every cluster of their frame, (n, rows, columns)."""
     i, j = np.mgrid[: plane.shape[0], : plane.shape[1]]
-    return (abs(i - cells[:, 0, None, None]) > reach) | (abs(j - cells[:, 1, None, None]) > reach)
+    beyond = np.ones(frames.shape, dtype=bool)
+    for frame, (row, column) in zip(*_clusters(frames, plane)):
+        beyond[frame] &= (abs(i - row) > reach) | (abs(j - column) > reach)
+    return beyond
 
 
 def _dark(frames: np.ndarray, plane: FocalPlane, caller: str) -> np.ndarray:
-    """True for pixels that no light of each frame's cluster reaches."""
+    """True for pixels that no light of their frame's clusters reaches."""
     if not len(frames):
         raise ValueError(f"{caller}: no frame is given")
     dark = _beyond(frames, plane, window_reach(plane) + DARK_MARGIN)
@@ -131,7 +164,7 @@ def _dark(frames: np.ndarray, plane: FocalPlane, caller: str) -> np.ndarray:
 
 
 def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
-    r"""Standard deviation of the read noise [grey levels] from the pixels beyond the light of each frame's cluster.
+    r"""Standard deviation of the read noise [grey levels] from the pixels beyond the light of each frame's clusters.
 
     A digitiser without an offset shows the upper half of the noise only: a dark pixel reads :math:`z = \max(0, \operatorname{round} n)`. The mean of
     :math:`z^2` over dark pixels still tells the width:
@@ -143,14 +176,14 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
     Parameters
     ----------
     frames : array (n, rows, columns) or (rows, columns)
-        Grey levels without a background, one cluster each.
+        Grey levels without a background: subtract one first (:func:`subtract_background`).
     plane : FocalPlane, optional
         Says how wide the light is, and whether levels are rounded.
 
     Raises
     ------
     ValueError
-        For no frames, a wrong shape, or frames without dark pixels.
+        For no frames, a wrong shape, frames without dark pixels, or a background: more than half of the dark pixels above zero.
 
     >>> from csist.scenes import random_targets
     >>> rng = np.random.default_rng(0)
@@ -160,6 +193,8 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
     plane = plane or FocalPlane()
     frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
     dark = frames[_dark(frames, plane, "measure_read_noise")]
+    if _is_lifted(dark, plane):
+        raise ValueError(f"measure_read_noise: dark pixels read {dark.mean():.3g} on average, a background; subtract it first (subtract_background)")
     power = float(np.mean(dark**2))
     if plane.bits is None:
         return math.sqrt(power)
@@ -168,22 +203,29 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
     return 0.0 if power == 0 or shown(HARDLY_ANY) > 0 else brentq(shown, HARDLY_ANY, 2 * math.sqrt(power) + 1)
 
 
-def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
-    """Frames less the tilted plane that fits the pixels beyond the light of each frame's cluster, rounded; saturated pixels stay saturated.
+def _is_lifted(dark: np.ndarray, plane: FocalPlane) -> bool:
+    """Whether dark pixels (m,) read more than noise about zero makes them: by sign, or by their mean where levels below zero are kept."""
+    if plane.bits is not None:
+        return (dark > 0).mean() > 0.5 + SURE * math.sqrt(0.25 / dark.size)
+    return dark.mean() > max(SURE / math.sqrt(dark.size), 0.25) * dark.std()
 
-    Where dark means zero already, the plane is the mean of the noise's clipped half: measure noise before, not after (:func:`measure_read_noise`).
+
+def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
+    """Frames less the tilted plane that fits the pixels beyond the light of each frame's clusters; saturated pixels stay saturated.
+
+    Levels are rounded, and those below zero become zero, if the plane has grey levels (``bits``). So read noise shows half of itself afterwards, as
+    :func:`measure_read_noise` expects. Do not subtract where dark means zero already: the plane would be the mean of that half.
 
     Parameters
     ----------
     frames : array (n, rows, columns) or (rows, columns)
-        Grey levels, one cluster each.
+        Grey levels.
     plane : FocalPlane, optional
         Says how wide the light is, and which levels are saturated.
 
     Returns
     -------
     array, like ``frames``
-        Levels below zero become zero.
 
     Raises
     ------
@@ -203,6 +245,6 @@ def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
     cleaned = np.empty(frames.shape)
     for index, (frame, far) in enumerate(zip(frames, _dark(frames, plane, "subtract_background"))):
         weights = np.linalg.lstsq(design[far.ravel()], frame[far], rcond=None)[0]
-        level = np.clip(np.rint(frame - (design @ weights).reshape(plane.shape)), 0, plane.full_scale)
-        cleaned[index] = np.where(frame >= plane.full_scale, frame, level)
-    return cleaned.astype(given.dtype).reshape(given.shape)
+        level = frame - (design @ weights).reshape(plane.shape)
+        cleaned[index] = np.where(frame >= plane.full_scale, frame, level if plane.bits is None else np.clip(np.rint(level), 0, plane.full_scale))
+    return cleaned.astype(given.dtype if plane.bits is not None or given.dtype.kind == "f" else np.float64).reshape(given.shape)

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -217,12 +218,26 @@ def test_unmix_frames_of_another_focal_plane(capsys, tmp_path):
     np.save(tmp_path / "frame.npy", plane.render(csist.Targets([[[2.3, 11.9]]], [[3000.0]], [1])))
     sensor = ("--shape", 9, 14, "--sigma", 0.7, "--bits", 12)
     value = json_of(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", *sensor)
-    assert value["focal_plane"] == {"shape": [9, 14], "sigma": 0.7, "bits": 12}
+    assert value["focal_plane"] == {"shape": [9, 14], "sigma": 0.7, "bits": 12, "read_noise": 0.0}
     brightest = max(value["frames"][0]["targets"], key=lambda target: target["intensity"])
     assert abs(brightest["x"] - 2.3) < 0.34 and abs(brightest["y"] - 11.9) < 0.34
     assert "say --shape 9 14" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp")
     assert "full scale 255" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", "--shape", 9, 14)
     assert "sigma must be" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", *sensor[:3], "--sigma", 0)
+
+
+def test_unmix_told_of_the_scenes(capsys, tmp_path):
+    pytest.importorskip("numba")
+    np.save(tmp_path / "frame.npy", csist.FocalPlane(bits=12).render(csist.Targets([[[2.3, 7.9]]], [[3000.0]], [1])))
+    off_grid = ("unmix", tmp_path / "frame.npy", "--method", "off-grid", "--tier", "fast", "--bits", 12)
+    assert main([str(word) for word in off_grid]) == OK
+    assert re.fullmatch("csist: warning: .* more light than the prior allows .*\n", capsys.readouterr().err)
+    for told in (("--counts", 1, 3, "--intensity", 2000, 4000), ("--counts", "unknown", "--intensity", "unknown", "--min-distance", "unknown")):
+        (target,) = json_of(capsys, *off_grid, *told)["frames"][0]["targets"]
+        assert abs(target["x"] - 2.3) < 0.02 and abs(target["y"] - 7.9) < 0.02 and abs(target["intensity"] - 3000) < 20
+    assert "smallest" in refusal(capsys, *off_grid, "--counts", 1, 3, 5)
+    assert "whole number" in refusal(capsys, *off_grid, "--counts", 0, 3)
+    assert "belongs to the method 'off-grid'" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", "--bits", 12, "--min-distance", 0.3)
 
 
 def png_bytes(size=(11, 11), mode="L") -> bytes:
@@ -247,6 +262,7 @@ BAD_FILES = {
     "text.npy": (b"no array", "no .npy"),
     "empty.npy": (b"", "no .npy"),
     "objects.npy": (npy_bytes(np.array([{}])), "no .npy"),
+    "colours.npy": (npy_bytes(np.zeros((11, 11, 3))), "make it grey"),
     "shape.npy": (npy_bytes(np.zeros((3, 10, 11))), "(3, 10, 11)"),
     "none.npy": (npy_bytes(np.zeros((0, 11, 11))), "(0, 11, 11)"),
     "nan.npy": (npy_bytes(np.full((11, 11), np.nan)), "finite"),

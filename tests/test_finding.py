@@ -78,3 +78,17 @@ def test_a_frame_full_of_light_ends():
     frame, cell = find_clusters(np.full((1, 11, 11), 255.0), 5)
     apart = np.abs(cell[:, None] - cell).max(-1)[~np.eye(len(cell), dtype=bool)]
     assert len(cell) > 1 and apart.min() >= 4
+
+
+@pytest.mark.parametrize(
+    ("frames", "side", "message"),
+    [
+        (np.zeros((11, 11)), 5, "frames must be an array .n, rows, columns."),
+        (np.full((1, 11, 11), np.nan), 5, "finite"),
+        (np.zeros((1, 11, 11)), 4, "odd number"),
+        (np.zeros((1, 11, 11)), 5.0, "odd number"),
+    ],
+)
+def test_wrong_frames_and_sides_are_refused(frames, side, message):
+    with pytest.raises(ValueError, match=message):
+        find_clusters(frames, side)

@@ -71,7 +71,11 @@ def test_saturated_pixels_do_not_count():
         (dict(frames=np.zeros((2, 11, 11))), "a frame is dark"),
         (dict(frames=np.ones((2, 9, 9))), "must have shape"),
         (dict(frames=PLANE.render(stars(2)), intensity=[240.0]), "one number for each of 2 frames"),
+        (dict(frames=PLANE.render(stars(2)), intensity=[240.0, -1.0]), "total fluxes > 0"),
         (dict(frames=FocalPlane(sigma=1.6).render(stars(3)), plane=FocalPlane(sigma=0.5)), "leaves the guess"),
+        (dict(frames=PLANE.render(stars(3)), plane=FocalPlane(sigma=2.0)), "is the guess sigma = 2 px within a third"),
+        (dict(frames=PLANE.render(stars(3)) / 255), "are levels those of the plane's bits"),
+        (dict(frames=np.maximum(PLANE.render(stars(3)), 255 * (np.arange(121) == 12).reshape(11, 11))), "frame 0 has light in several places"),
     ],
 )
 def test_bad_input_of_the_width(arguments, message):
@@ -90,6 +94,40 @@ def test_read_noise_without_rounding_and_without_noise():
     rng, analogue = np.random.default_rng(3), FocalPlane(bits=None, read_noise=2.0)
     assert measure_read_noise(analogue.render(random_targets(50, rng), rng), analogue) == pytest.approx(2, rel=0.05)
     assert measure_read_noise(PLANE.render(random_targets(20, rng))) == 0
+
+
+@pytest.fixture(scope="module")
+def busy():
+    """Frames of 14 bits with three clusters each, and their focal plane."""
+    plane, rng = FocalPlane((40, 40), bits=14, read_noise=5.0), np.random.default_rng(0)
+    cells = [np.tile(cell, (4, 1)) for cell in ((5, 6), (20, 30), (33, 8))]
+    light = sum(plane.expected(random_targets(4, rng, cells=at, intensity=(3000, 6000), shape=(40, 40))) for at in cells)
+    return plane, light, rng
+
+
+def test_read_noise_beside_several_clusters(busy):
+    plane, light, rng = busy
+    assert measure_read_noise(plane.digitise(light + rng.normal(0, 5, light.shape)), plane) == pytest.approx(5, rel=0.05)
+
+
+def test_a_background_beneath_several_clusters_is_taken_away_before_the_noise_is_measured(busy):
+    plane, light, rng = busy
+    frames = plane.digitise(light + 200 + np.arange(40) / 4 + rng.normal(0, 5, light.shape))
+    with pytest.raises(ValueError, match="a background; subtract it first"):
+        measure_read_noise(frames, plane)
+    cleaned = subtract_background(frames, plane)
+    assert measure_read_noise(cleaned, plane) == pytest.approx(5, rel=0.05)
+    assert abs((cleaned - light)[light > 100].mean()) < 1
+
+
+def test_frames_without_grey_levels():
+    """Neither rounded nor cut at zero, whatever the unit of the light."""
+    plane, rng = FocalPlane((24, 24), bits=None, read_noise=1e-3), np.random.default_rng(0)
+    frames = plane.render(random_targets(20, rng, intensity=(1, 1), shape=(24, 24)), rng)
+    assert measure_read_noise(frames, plane) == pytest.approx(1e-3, rel=0.05)
+    assert np.abs(subtract_background(frames + 0.1, plane) - frames).max() < 1e-3
+    with pytest.raises(ValueError, match="a background; subtract it first"):
+        measure_read_noise(frames + 0.1, plane)
 
 
 @pytest.mark.parametrize("measure", [measure_read_noise, subtract_background])

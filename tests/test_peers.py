@@ -146,6 +146,9 @@ def test_wrong_arguments_are_named():
         refine(np.zeros((1, 11, 11)), start, width=(1, 1, 1))
     with pytest.raises(ValueError, match="known must hold a target for each"):
         refine(np.zeros((1, 11, 11)), start, known=start[[]], width=(1, 1, 1))
+    for width in ((1, 2), (0, 0, 0), (1, 1, np.nan)):
+        with pytest.raises(ValueError, match="width must be three standard deviations > 0"):
+            refine(np.zeros((1, 11, 11)), start, known=start, width=width)
 
 
 # Peers

@@ -7,6 +7,7 @@ import numpy as np
 
 TOGETHER = 256  # frames that are searched at a time, so that their light stays in the processor's cache
 BLOCK_REACH = 1  # a block is 3 x 3 pixels: nearly all the light of a target in its middle pixel
+BLOCK = 2 * BLOCK_REACH + 1
 
 
 def find_clusters(frames, side: int, threshold: float = 0.0, least=0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -28,11 +29,20 @@ def find_clusters(frames, side: int, threshold: float = 0.0, least=0.0) -> tuple
     least : float or array (n,)
         Light that a block must exceed [grey levels].
 
+    Raises
+    ------
+    ValueError
+        For frames of another shape or with values that are not finite, or an even side.
+
     >>> frame = np.zeros((1, 9, 16)); frame[0, 1, 2], frame[0, 7, 12:14] = 90, (40, 70)
     >>> find_clusters(frame, 5)[1].tolist()
     [[7, 13], [1, 2]]
     """
     frames = np.asarray(frames)
+    if frames.ndim != 3 or not np.isfinite(frames).all():
+        raise ValueError(f"find_clusters: frames must be an array (n, rows, columns) of finite grey levels; got shape {frames.shape}")
+    if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1 or side % 2 == 0:
+        raise ValueError(f"find_clusters: side must be an odd number of pixels >= 1, so that the window has a middle; got {side!r}")
     least = np.broadcast_to(least, (len(frames),))
     found = []
     for first in range(0, len(frames), TOGETHER):
@@ -71,6 +81,32 @@ def brightest_block(frames, threshold: float = 0.0) -> np.ndarray:
     """
     light = np.pad(np.where(frames > threshold, frames, 0.0), ((0, 0), (BLOCK_REACH, BLOCK_REACH), (BLOCK_REACH, BLOCK_REACH)))
     return _block_sums(light).max(axis=(1, 2))
+
+
+def check_good(good, shape) -> np.ndarray | None:
+    """The mask of good pixels (rows, columns) as an array of bool, None if all are; a clear error for anything else."""
+    if good is None:
+        return None
+    good = np.asarray(good)
+    if good.shape != tuple(shape) or good.dtype != bool:
+        raise ValueError(f"good must be an array {tuple(shape)} of bool like the focal plane, False for bad pixels; got {good.dtype} {good.shape}")
+    if not good.any():
+        raise ValueError("good must leave some pixels; it is False everywhere. True means that a pixel can be trusted")
+    return good
+
+
+def patched(frames: np.ndarray, good: np.ndarray | None) -> np.ndarray:
+    """Frames (n, rows, columns) with the mean of their good neighbours, 0 without any, in place of bad pixels.
+
+    >>> frame = np.full((1, 3, 3), 8.0); frame[0, 1, 1] = 255
+    >>> patched(frame, frame[0] < 255)[0, 1].tolist()
+    [8.0, 8.0, 8.0]
+    """
+    if good is None or good.all():
+        return frames
+    around = ((0, 0), (BLOCK_REACH, BLOCK_REACH), (BLOCK_REACH, BLOCK_REACH))
+    light, number = (_block_sums(np.pad(part.astype(np.float64), around)) for part in (frames * good, good[None]))
+    return np.where(good, frames, light / np.maximum(number, 1))
 
 
 class _Search:

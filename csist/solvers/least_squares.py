@@ -227,7 +227,7 @@ def refine(frames, start: Targets, plane: FocalPlane | None = None, *, known: Ta
     Raises
     ------
     ValueError
-        If the numbers of frames or of targets differ, or only one of ``known`` and ``width`` is given.
+        If the numbers of frames or of targets differ, only one of ``known`` and ``width`` is given, or a width is not above zero.
 
     >>> plane = FocalPlane()
     >>> frame = plane.render(Targets([[[5.1, 4.8]]], [[240.0]], [1]))
@@ -242,6 +242,8 @@ def refine(frames, start: Targets, plane: FocalPlane | None = None, *, known: Ta
         raise ValueError("refine: known (what is expected) and width (how well it is known) belong together; give both or neither")
     if known is not None and (known.xy.shape != start.xy.shape or (known.count < start.count).any()):
         raise ValueError(f"refine: known must hold a target for each of start's, in arrays of the shape {start.xy.shape}; got {known.xy.shape}")
+    if width is not None and (np.shape(width) != (3,) or not (np.isfinite(width).all() and np.min(width) > 0)):
+        raise ValueError(f"refine: width must be three standard deviations > 0, of x [px], y [px] and intensity [grey levels]; got {width!r}")
     vectors = lambda scenes: np.nan_to_num(np.concatenate([scenes.xy, scenes.intensity[..., None]], axis=-1)).reshape(len(scenes), -1)  # (n, 3K)
     scenes = lambda p: Targets(p.reshape(*start.xy.shape[:2], 3)[..., :2], p.reshape(*start.xy.shape[:2], 3)[..., 2], start.count)
     level, deviation = frames.reshape(len(frames), -1).astype(np.float64), noise_deviation(plane)

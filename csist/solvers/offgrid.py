@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ import numpy as np
 from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
 from csist.metrics import DISTANCE_THRESHOLDS
 from csist.scenes import Targets, random_targets
-from csist.solvers.finding import brightest_block, find_clusters
+from csist.solvers.finding import BLOCK, brightest_block, check_good, find_clusters, patched
 
 MAX_TARGETS = 8  # of one cluster
 LARGEST_WINDOW = 25  # px
@@ -49,9 +50,10 @@ FAINT = 0.2  # of the dimmest target's light: less than that is no target, for a
 STRAY = 0.01  # of the brightest cluster's light: less than that may be what its window has left over
 SIGNIFICANT = 8.0  # of the read noise: no noise alone lights a block of 3 x 3 pixels so
 UNKNOWN = 0.16  # px, standard deviation of a position that the light says nothing of; the kernels' RIDGE ** -0.5
+DARKEST = 0.1  # of a frame's pixels; the brightest of them is background, or next to nothing
 LEAST = 1e-6  # smallest probability of a hit or a miss that is told apart from none
 ONE_SIGMA = math.erf(math.sqrt(0.5))  # 68 % of Gaussian errors are within one standard deviation
-BLOCK = 32  # frames that a thread takes at a time
+TOGETHER = 32  # frames that a thread takes at a time
 POOL = 256  # valid configurations from which starts and prior volumes are taken
 
 # How much work a tier does; the fields are explained at csist.solvers._offgrid_kernels.Effort.
@@ -184,6 +186,7 @@ def unmix_offgrid(
     tier: str = "standard",
     prior: Prior | None = None,
     starts: Sequence[Targets] | None = None,
+    good=None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = False,
@@ -195,7 +198,9 @@ def unmix_offgrid(
     times the read noise, or less than a hundredth of the brightest block's light, do not count. Clusters whose windows do not overlap, at sigma = 0.5 px
     those with pixels at least 5 px apart in row or column, are unmixed as if alone. At 4 px, the pixels that their windows share tell neither anything;
     nearer clusters are taken for one, which no single cluster explains. A frame that no scene of the prior explains (a target darker or brighter than the
-    prior's range, a second cluster too near) gets the nearest explanation, and scores and errors that claim too much; give the prior that holds.
+    prior's range, a second cluster too near) gets the nearest explanation, and scores and errors that claim too much; give the prior that holds. A warning
+    tells of clusters with more light than the prior allows, and of a background, which is to be subtracted first
+    (:func:`csist.instrument.subtract_background`).
 
     An answer depends on the cluster's window and the seed, not on other frames, their order or the number of threads. The first call on a machine,
     and the first with a window of another size (a wider PSF), compiles for about a minute; the result is kept beside the module.
@@ -213,6 +218,9 @@ def unmix_offgrid(
     starts : sequence of Targets, optional
         Answers to begin with instead of random configurations, for example the likeliest ones of a network, each with an entry for every frame. The
         number of targets is then one of theirs. It saves most of the search for modes, and finds none beyond.
+    good : array (rows, columns) of bool, optional
+        False for dead and hot pixels, whose levels tell nothing. Clusters are found with the mean of their neighbours in their place, which may be a pixel
+        off if it is a cluster's brightest.
     seed : int
         Of the sampler.
     threads : int, optional
@@ -245,13 +253,14 @@ def unmix_offgrid(
     _check_whole("unmix_offgrid", seed=(seed, 0), threads=(1 if threads is None else threads, 1))
     frames = _check_levels(frames, plane, "unmix_offgrid")
     problem = _Problem(plane, prior, _load_kernels())
-    clusters = _Clusters(frames, plane, prior, problem.side)
+    clusters = _Clusters(frames, plane, prior, problem.side, check_good(good, plane.shape))
+    _warn_of_light(frames, clusters, problem, "unmix_offgrid")
     seeds = clusters.hashes() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     answers = _Answers(len(clusters.frame))
     given = _given(starts or (), clusters, len(frames))
     _in_threads(problem.solver(tier), [*clusters.evidence(), problem.bright(clusters), seeds, *given, *answers.arrays], threads, progress)
     if CALIBRATION[tier]:
-        kinds = kind_of(answers.count, is_cut(clusters.cell, plane.shape, problem.side))
+        kinds = kind_of(answers.count, is_cut(clusters.cell, plane.shape, problem.side) | clusters.broken)
         for kind, curve in enumerate(CALIBRATION[tier]):
             answers.score[kinds == kind] = calibrated(answers.score[kinds == kind], curve)
         answers.deviation[:] = widened(answers.deviation, DEVIATIONS[tier])
@@ -259,7 +268,14 @@ def unmix_offgrid(
 
 
 def polish(
-    targets: Targets, frames, plane: FocalPlane | None = None, *, prior: Prior | None = None, iterations: int = 12, threads: int | None = None
+    targets: Targets,
+    frames,
+    plane: FocalPlane | None = None,
+    *,
+    prior: Prior | None = None,
+    iterations: int = 12,
+    good=None,
+    threads: int | None = None,
 ) -> Targets:
     r"""Improve given answers by least squares with the imaging model, their number kept (book chapter "Beyond the grid"; not in the paper).
 
@@ -282,6 +298,8 @@ def polish(
         What is known of the scenes, besides ``counts``, which the answers decide; by default CSIST-100K's rules.
     iterations : int
         Levenberg-Marquardt steps at most; 0 only adds errors and scores.
+    good : array (rows, columns) of bool, optional
+        False for dead and hot pixels, whose levels tell nothing.
     threads : int, optional
         Frames treated at the same time; by default the number of processors.
 
@@ -306,7 +324,8 @@ def polish(
     _check_whole("polish", iterations=(iterations, 0), threads=(1 if threads is None else threads, 1))
     frames = _check_levels(frames, plane, "polish")
     problem = _Problem(plane, prior, _load_kernels())
-    clusters = _Clusters(frames, plane, prior, problem.side)
+    clusters = _Clusters(frames, plane, prior, problem.side, check_good(good, plane.shape))
+    _warn_of_light(frames, clusters, problem, "polish")
     frame, slot, cluster, place = _places(targets, clusters, len(frames), "polish")
     answers = _Answers(len(clusters.frame))
     answers.count[:], answers.theta[:] = _thetas(targets, clusters, (frame, slot, cluster, place))
@@ -414,6 +433,8 @@ def _load_kernels():
 
 def _check_levels(frames, plane: FocalPlane, caller: str) -> np.ndarray:
     """Frames as float64 that this plane can have made."""
+    if not isinstance(plane, FocalPlane):
+        raise ValueError(f"{caller}: plane must be a FocalPlane, or None for the paper's; got {plane!r}")
     frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
     may_be_negative = plane.bits is None and plane.read_noise > 0
     negative = (frames < 0).any(axis=(1, 2))
@@ -425,6 +446,29 @@ def _check_levels(frames, plane: FocalPlane, caller: str) -> np.ndarray:
     return frames
 
 
+def _warn_of_light(frames: np.ndarray, clusters: _Clusters, problem: _Problem, caller: str) -> None:
+    """Warn of a background bright enough to begin clusters, and of clusters that hold more light than the prior allows."""
+    prior, plane = problem.prior, clusters.plane
+    dark_somewhere = prior.cluster and math.prod(plane.shape) >= 4 * problem.side**2  # on smaller frames the light may reach everywhere
+    floor = np.quantile(frames, DARKEST, axis=(1, 2), method="lower") if dark_somewhere and len(frames) else np.zeros(len(frames))
+    lit = BLOCK**2 * floor > _least_light(frames, plane, prior)
+    if lit.any():
+        worst = int(np.argmax(floor))
+        message = (
+            f"{int(lit.sum())} of {len(frames)} frames have a background (frame {worst}: at least {floor[worst]:.0f} grey levels nearly everywhere) that is "
+            "taken for targets; subtract it first, see csist.instrument.subtract_background"
+        )
+    elif (over := problem.surplus(clusters) > 0).any():
+        worst = int(np.argmax(problem.surplus(clusters)))
+        message = (
+            f"{int(over.sum())} of {len(over)} clusters hold more light than the prior allows (frame {clusters.frame[worst]}: {clusters.light[worst]:.0f} grey "
+            "levels), so their answers mean little; pass the prior that holds, as prior=Prior(counts=..., intensity=...), with None for what is not known"
+        )
+    else:
+        return
+    warnings.warn(f"{caller}: {message}", stacklevel=3)
+
+
 def _check_whole(caller: str, **options) -> None:
     """Options that must be whole numbers, each given as (value, least)."""
     for name, (value, least) in options.items():
@@ -434,11 +478,11 @@ def _check_whole(caller: str, **options) -> None:
 
 def _in_threads(work, arrays: list, threads: int | None, progress: bool) -> None:
     """Call ``work`` on blocks of the arrays' rows, several at a time."""
-    blocks, bar = [slice(first, first + BLOCK) for first in range(0, len(arrays[0]), BLOCK)], None
+    blocks, bar = [slice(first, first + TOGETHER) for first in range(0, len(arrays[0]), TOGETHER)], None
     if progress:
         from tqdm.auto import tqdm
 
-        bar = tqdm(total=len(blocks), unit_scale=BLOCK, unit="frame", disable=None)
+        bar = tqdm(total=len(blocks), unit_scale=TOGETHER, unit="frame", disable=None)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for _ in pool.map(lambda block: work(*(part[block] for part in arrays)), blocks):
             if bar is not None:
@@ -494,6 +538,8 @@ def _thetas(targets: Targets, clusters: _Clusters, places: tuple) -> tuple[np.nd
 
 def _given(starts: Sequence[Targets], clusters: _Clusters, frames: int) -> list[np.ndarray]:
     """Answers to begin with as the kernels take them: parameters (m, answers, 3 MAX_TARGETS) and numbers (m, answers)."""
+    if isinstance(starts, Targets) or not all(isinstance(targets, Targets) for targets in starts):
+        raise ValueError("unmix_offgrid: starts must be a list of Targets, each with an entry for every frame; put a single one into a list")
     theta, number = np.zeros((len(clusters.frame), len(starts), 3 * MAX_TARGETS)), np.zeros((len(clusters.frame), len(starts)), dtype=np.int64)
     for place, targets in enumerate(starts):
         number[:, place], own = _thetas(targets, clusters, _places(targets, clusters, frames, "unmix_offgrid"))
@@ -572,6 +618,8 @@ class _Problem:
     """Tables and settings common to all clusters, in the form that the kernels take."""
 
     def __init__(self, plane: FocalPlane, prior: Prior, kernels):
+        if not isinstance(prior, Prior):
+            raise ValueError(f"prior must be a Prior, such as Prior(counts=(1, 3)), or None for CSIST-100K's rules; got {prior!r}")
         self.kernels, self.prior, self.side = kernels, prior, window_side(plane, prior)
         half = np.array([[-0.5, 0.5]] * 2) if prior.cluster else np.array([[-0.5, size - 0.5] for size in plane.shape]) - self.side // 2
         self.area = float(np.prod(half[:, 1] - half[:, 0]))
@@ -583,6 +631,11 @@ class _Problem:
     def bright(self, clusters: _Clusters) -> np.ndarray:
         """Upper end of the range of intensities, for each cluster (m,)."""
         return np.full(len(clusters.light), self.prior.intensity[1]) if self.prior.intensity else 2 * np.maximum(clusters.light, 1.0)
+
+    def surplus(self, clusters: _Clusters) -> np.ndarray:
+        """Light of each cluster beyond what the prior's largest number of brightest targets gives (m,) [grey levels]; noise and rounding may add a little."""
+        most = (self.prior.counts or (1, MAX_TARGETS))[1] * self.bright(clusters)
+        return 0.999 * clusters.light - 5 * self.side * self.noise - most
 
     def solver(self, tier: str):
         """The kernel that fills answers, ready for the clusters' arrays."""
@@ -637,9 +690,11 @@ def _configurations(prior: Prior, effort, fewest: int, most: int, area: float):
 class _Clusters:
     """The pixels about every cluster, frame by frame, padded to the kernels' width; zero weight beyond the frame and where two clusters' windows overlap."""
 
-    def __init__(self, frames: np.ndarray, plane: FocalPlane, prior: Prior, side: int):
+    def __init__(self, frames: np.ndarray, plane: FocalPlane, prior: Prior, side: int, good: np.ndarray | None = None):
         reach, lanes = side // 2, -(-side // 8) * 8
         self.plane = plane
+        good = np.ones(plane.shape, dtype=bool) if good is None else good
+        frames = patched(frames, good)
         if prior.cluster:
             least = _least_light(frames, plane, prior)
             self.frame, self.cell = find_clusters(frames, side, _darkness(plane), least)
@@ -651,7 +706,8 @@ class _Clusters:
         padding = ((0, 0), (side, side), (side, side))
         claims = np.zeros((len(frames), plane.shape[0] + 2 * side, plane.shape[1] + 2 * side), dtype=np.uint8)
         np.add.at(claims, window, 1)
-        measured = np.pad(np.ones((1, *plane.shape)), padding)[0]
+        measured, bad = (np.pad(part[None].astype(float), padding)[0] for part in (good, ~good))
+        self.broken = bad[window[1:]].any(axis=(1, 2))
         self.level, self.weight = np.zeros((2, len(self.frame), side, lanes))
         self.weight[..., :side] = measured[window[1:]] * (claims[window] == 1)
         self.level[..., :side] = np.pad(frames, padding)[window]

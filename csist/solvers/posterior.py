@@ -19,6 +19,7 @@ import numpy as np
 
 from csist.imaging import FocalPlane
 from csist.scenes import Targets
+from csist.solvers.finding import check_good
 from csist.solvers.offgrid import MAX_TARGETS, Prior, _Answers, _as_targets, _check_levels, _check_whole, _Clusters, _load_kernels, _Problem
 
 
@@ -39,7 +40,7 @@ class Posterior(NamedTuple):
         return np.bincount(self.samples.count, self.weight, minlength=MAX_TARGETS + 1)
 
 
-def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | None = None, particles: int = 1200, seed: int = 0) -> Posterior:
+def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | None = None, particles: int = 1200, good=None, seed: int = 0) -> Posterior:
     """Sequential Monte Carlo on one rounded frame with one cluster.
 
     Parameters
@@ -52,6 +53,8 @@ def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | N
         What is known of the scenes, ``cluster`` included; by default CSIST-100K's rules.
     particles : int
         Samples for each number of targets. More of them miss fewer modes and take longer in proportion.
+    good : array (rows, columns) of bool, optional
+        False for dead and hot pixels, whose levels tell nothing.
     seed : int
         Of the sampler.
 
@@ -80,12 +83,14 @@ def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | N
         raise ValueError(f"sample_posterior: the likelihood must be a box, so bits must be set and read_noise 0; got {plane}. Try unmix_offgrid")
     if not prior.cluster:
         raise ValueError("sample_posterior: prior.cluster must be True: particles are drawn within one pixel")
-    frames = _check_levels(np.asarray(frame)[None], plane, "sample_posterior")
+    if np.ndim(frame) != 2:
+        raise ValueError(f"sample_posterior: one frame (rows, columns) at a time; got shape {np.shape(frame)}. Pick one, as frames[0]")
+    frames = _check_levels(frame, plane, "sample_posterior")
     kernels = _load_kernels()
     from csist.solvers._posterior_kernel import sample_frame
 
     problem = _Problem(plane, prior, kernels)
-    clusters = _Clusters(frames, plane, prior, problem.side)
+    clusters = _Clusters(frames, plane, prior, problem.side, check_good(good, plane.shape))
     if len(clusters.frame) != 1:
         raise ValueError(f"sample_posterior: the frame must hold one cluster; found {len(clusters.frame)}. Cut the frame about a cluster, or use unmix_offgrid")
     optics, region, plan, per_level, exact = problem.solver("accurate").args
@@ -97,8 +102,8 @@ def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | N
     answer = kernels.Answer(answers.theta.reshape(1, -1)[0], answers.deviation[0], answers.score[0])
     states, filled, answers.count[0] = sample_frame(optics, evidence, region, plan, seeds[0], answer)
     if not filled:
-        cure = "is sigma right, is there no noise, is the cluster within the pixel of its light's centre? unmix_offgrid bears all three"
-        raise EmptyPosterior(f"sample_posterior: no scene of the prior rounds to this frame; {cure}")
+        cure = "is sigma right, is there no noise, are the prior's numbers and intensities, is the cluster within the pixel of its light's centre?"
+        raise EmptyPosterior(f"sample_posterior: no scene of the prior rounds to this frame; {cure} unmix_offgrid gives the nearest scene")
     theta, count = states.theta[:filled].reshape(filled, MAX_TARGETS, 3), states.number[:filled]
     most = int(count.max())
     absent = np.arange(most) >= count[:, None]

@@ -96,6 +96,7 @@ class Dctlsa(SuperResolutionNetwork):
     """DCTLSA: 864,994 parameters at c = 3; the last layer grows with c^2.
 
     All receive gradients, but 1,320 of them, the keys' biases, have no effect: a softmax over places does not notice what is added to all of them.
+    Local convolutions stop at the border of a window, the toolkit's at that of the image; on 11 x 11 pixels, one window, that is the same.
 
     Parameters
     ----------
