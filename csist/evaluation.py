@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from csist.datasets import csist100k, frames_hash
-from csist.imaging import FocalPlane, SubpixelGrid, check_frames
+from csist.imaging import FocalPlane, SubpixelGrid, check_frames, check_plane, check_whole
 from csist.networks.registry import NETWORKS, load_network, run_name, unknown_name, weights_path
 from csist.scenes import Targets
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 DETECTION_THRESHOLD = 50.0  # grey levels; the toolkit's brightness_threshold, the same for every method
 
 
@@ -84,6 +85,17 @@ def quick_way(network) -> dict:
     return {"windows": True, "precision": "bfloat16"} if shows_windows(network) else {}
 
 
+def check_device(device) -> torch.device:
+    """A device of PyTorch that is there; a clear error for anything else."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be 'cpu' or 'cuda', or one of several GPUs such as 'cuda:1'; got {device!r}") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no such GPU; use device='cpu'")
+    return found
+
+
 def predict(
     network, frames, *, batch: int = 256, device: str | torch.device = "cpu", precision: str = "float32", windows: bool = False, progress: bool = False
 ) -> np.ndarray:
@@ -93,20 +105,29 @@ def predict(
     ----------
     network : UnmixingNetwork
         Fresh or trained.
-    frames : array (n, 11, 11)
-        Grey levels.
+    frames : array (n, 11, 11) or (11, 11)
+        Grey levels; how many a sensor can report is not checked here.
     batch : int
-        Frames that run together; a network that runs on one batch size only gets that, the last batch filled up with empty frames.
+        Frames that run together, 1 or more; a network that runs on one batch size only gets that, the last batch filled up with empty frames.
     device : str
         ``"cpu"`` or ``"cuda"``.
-    precision : {"float32", "bfloat16"}
-        Of the convolutions; the physics stays in float32.
+    precision : {"float32", "bfloat16", "bf16"}
+        Of the convolutions; the physics stays in float32. The last two are the same.
     windows : bool
         Show the network only the 5 x 5 pixels that hold all the light, as its training does, and leave the rest of the image empty: about five times
         faster. The answer is not that of the whole frame to the last digit. Frames whose light does not fit into a window run whole.
     progress : bool
         Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        For frames of the wrong shape or that are not finite, a batch below 1, an unknown precision, or a device that is not there.
     """
+    frames = check_frames(frames, network.plane.shape)
+    batch, device = check_whole(batch, "predict: batch"), check_device(device)
+    if precision not in PRECISIONS:
+        raise ValueError(f"predict: precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     network = network.to(device).eval().to(memory_format=torch.channels_last)
     ratio, side = network.ratio, network.size * network.ratio
     run = _Batches(network, batch, device, precision, progress)
@@ -116,15 +137,16 @@ def predict(
     images = np.zeros((len(frames), side, side), dtype=np.float32)
     rows, columns = (ratio * origin[whole, axis, None] + np.arange(WINDOW * ratio) for axis in (0, 1))
     images[np.flatnonzero(whole)[:, None, None], rows[:, :, None], columns[:, None, :]] = run(cut[whole], origin[whole])
-    images[~whole] = run(np.asarray(frames)[~whole])
+    images[~whole] = run(frames[~whole])
     return images
 
 
 class _Batches:
     """A network applied batch by batch."""
 
-    def __init__(self, network, batch: int, device, precision: str, progress: bool):
-        self.network, self.batch, self.device, self.precision, self.progress = network, network.batch_size or batch, torch.device(device), precision, progress
+    def __init__(self, network, batch: int, device: torch.device, precision: str, progress: bool):
+        self.network, self.batch, self.device, self.progress = network, network.batch_size or batch, device, progress
+        self.halved = PRECISIONS[precision] is torch.bfloat16
 
     @torch.no_grad()
     def __call__(self, frames, origin=None) -> np.ndarray:
@@ -143,7 +165,7 @@ class _Batches:
             if missing:
                 shown = nn.functional.pad(shown, (0, 0, 0, 0, 0, missing))
                 corner = None if corner is None else nn.functional.pad(corner, (0, 0, 0, missing))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.halved):
                 images[piece] = self.network(shown, corner)[:count].float().cpu().numpy()
         return images
 
@@ -182,12 +204,14 @@ def unmix(frames, method: str = "dista-net", ratio: int = 3, *, plane: FocalPlan
     ValueError
         For an unknown method; frames of the wrong shape, with non-finite values or above the sensor's full scale; a plane that a network was not trained for;
         a threshold for a method that has none.
+    TypeError
+        For a plane that is no FocalPlane.
     FileNotFoundError
         For a network that has not been trained yet.
     ImportError
         For "off-grid" without numba.
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     if method not in list_methods():
         raise unknown_name(method, list_methods())
     frames = check_frames(frames, plane.shape, plane.full_scale)

@@ -107,7 +107,7 @@ class SubpixelGrid:
         [16, 11]
         """
         xy = np.asarray(xy, dtype=np.float64)
-        if not ((xy >= -0.5) & (xy <= np.array(self.frame_shape) - 0.5)).all():
+        if not lies_on_frame(xy, self.frame_shape).all():
             raise ValueError(
                 f"to_index: a position lies off the {self.frame_shape[0]} x {self.frame_shape[1]} frame; "
                 "each coordinate must be finite and within -0.5 .. size - 0.5 px. (A cluster_shift moves some targets of the border's pixels off it)"
@@ -180,14 +180,18 @@ class FocalPlane:
 
     def __post_init__(self):
         object.__setattr__(self, "shape", check_shape(self.shape))
-        if not (_is_real(self.sigma) and math.isfinite(self.sigma) and 0.01 <= self.sigma <= 100):
+        if not (is_real(self.sigma) and 0.01 <= self.sigma <= 100):
             raise ValueError(f"FocalPlane: sigma must be a PSF width in pixels between 0.01 and 100; got {self.sigma!r}. The paper uses 0.5")
         if self.bits is not None and not (isinstance(self.bits, (int, np.integer)) and not isinstance(self.bits, bool) and 1 <= self.bits <= 16):
             raise ValueError(f"FocalPlane: bits must be None (no rounding) or an integer from 1 to 16; got {self.bits!r}. The paper uses 8")
-        if not (_is_real(self.read_noise) and math.isfinite(self.read_noise) and self.read_noise >= 0):
+        if not isinstance(self.clip, (bool, np.bool_)):
+            raise ValueError(f"FocalPlane: clip must be True (saturate at 2**bits - 1) or False; got {self.clip!r}. The paper's data are clipped")
+        if not (is_real(self.read_noise) and self.read_noise >= 0):
             raise ValueError(f"FocalPlane: read_noise must be a standard deviation >= 0 in grey levels; got {self.read_noise!r}")
-        if self.bits is not None:
-            object.__setattr__(self, "bits", int(self.bits))  # a numpy integer would not print as JSON in a data recipe
+        # NumPy's numbers would not print as JSON in a data recipe or in the header of a weights file
+        for name, kind in {"sigma": float, "bits": int, "clip": bool, "read_noise": float}.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, kind(getattr(self, name)))
 
     @property
     def rayleigh(self) -> float:
@@ -256,8 +260,33 @@ def _kronecker(plane: FocalPlane, grid: SubpixelGrid) -> np.ndarray:
     return np.kron(plane.axis_matrix(grid, 0), plane.axis_matrix(grid, 1))
 
 
-def _is_real(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+def is_real(value) -> bool:
+    """Whether a value is one finite real number; True and False are none."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_whole(value, what: str, smallest: int = 1) -> int:
+    """A whole number of at least ``smallest`` as an int; anything else is an error that begins with ``what``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
+        raise ValueError(f"{what} must be a whole number >= {smallest}; got {value!r}")
+    return int(value)
+
+
+def check_plane(plane) -> FocalPlane:
+    """A focal plane, the paper's for None; a clear error for anything else."""
+    if plane is not None and not isinstance(plane, FocalPlane):
+        raise TypeError(f"plane must be a FocalPlane, for example FocalPlane(sigma=0.6), or None for the paper's; got {plane!r}")
+    return FocalPlane() if plane is None else plane
+
+
+def lies_on_frame(xy, shape, margin: float = 0.0) -> np.ndarray:
+    """True for positions ``xy`` (..., 2) within the edges of a frame of ``shape``, or up to ``margin`` beyond them [px]; False for nan.
+
+    >>> lies_on_frame([[10.5, 0.0], [10.6, 0.0]], (11, 11)).tolist()
+    [True, False]
+    """
+    xy = np.asarray(xy, dtype=np.float64)
+    return ((xy >= -0.5 - margin) & (xy <= np.array(shape) - 0.5 + margin)).all(axis=-1)
 
 
 def check_generator(rng, what: str) -> np.random.Generator:

@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csist.imaging import check_shape
+from csist.imaging import check_shape, lies_on_frame
 from csist.scenes import Targets
 
 DISTANCE_THRESHOLDS = (0.05, 0.10, 0.15, 0.20, 0.25)  # px (paper, section 4.2)
 DISTANCE_TOLERANCE = 1e-9  # px; far above rounding (1e-15), far below any physics (a Cramér–Rao bound is about 1e-3)
 PERFECT_PSNR = 100.0  # dB that the reference toolkit books for a frame without any error
 SSIM_WINDOW = 7  # px; with constants 0.01 and 0.03 and unbiased covariances these are scikit-image's defaults
+SHIFT_MARGIN = 0.5  # px beyond the frame's edge at which a cluster_shift may leave a target; one farther out is of a larger frame
 IMAGE_BLOCK = 256  # images that SSIM treats at once, which keeps its ten intermediates in tens of megabytes
 
 
@@ -715,10 +716,31 @@ def by_count(estimate: Targets, truth: Targets, *, thresholds=DISTANCE_THRESHOLD
 def is_border(truth: Targets, shape=(11, 11)) -> np.ndarray:
     """True for frames whose cluster's pixel touches the frame's edge, where part of the light is lost, (n,); False without targets.
 
+    Of frames with several clusters it says nothing of use, for the cluster's pixel is then that of the mean of all targets.
+
+    Parameters
+    ----------
+    truth : Targets
+        True targets, one cluster a frame.
+    shape : (int, int)
+        Rows and columns of the frames [px].
+
+    Raises
+    ------
+    ValueError
+        For a target off a frame of this shape.
+
     >>> is_border(Targets([[[5.0, 5.0]], [[0.2, 2.0]]], [[240.0], [230.0]], [1, 1])).tolist()
     [False, True]
     """
     rows, columns = check_shape(shape)
+    frame, slot = np.nonzero(truth.mask)
+    off = ~lies_on_frame(truth.xy[frame, slot], (rows, columns), SHIFT_MARGIN)
+    if off.any():
+        raise ValueError(
+            f"is_border: frame {frame[off][0]} holds a target off {rows} x {columns} px, at {truth.xy[frame, slot][off][0].tolist()}; "
+            "pass the frames' own size as shape=(rows, columns)"
+        )
     cell = truth.cell
     return (truth.count > 0) & ((cell <= 0) | (cell >= (rows - 1, columns - 1))).any(axis=1)
 
@@ -745,7 +767,7 @@ def score_report(
     thresholds, cap
         Of :func:`cso_map` and :func:`localisation` [px].
     shape : (int, int)
-        Frame size [px], which tells border cells from interior ones.
+        Frame size [px], which tells border cells from interior ones. With several clusters a frame, ``interior`` and ``border`` mean nothing.
 
     Returns
     -------
@@ -753,6 +775,11 @@ def score_report(
         The fields of :class:`PartScore` for all frames, then ``thresholds``, ``cap``, ``interval`` [low, high], ``standard_error``, ``level``,
         ``resamples``, ``seed``, ``pixel_locking`` (uniform_distance and truth_distance of x and y), ``by_count`` {"1": PartScore, ...}, ``interior`` and
         ``border`` (PartScore).
+
+    Raises
+    ------
+    ValueError
+        As :func:`cso_map`, and for a true target off a frame of this shape.
 
     >>> truth = Targets([[[5.0, 5.0]]] * 3, [[240.0]] * 3, [1] * 3)
     >>> report = score_report(truth, truth, resamples=5)

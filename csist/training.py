@@ -18,7 +18,8 @@ import os
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,28 @@ from torch import nn
 
 from csist.checkpoints import optimiser_tensors, read_checkpoint, restore_optimiser, write_checkpoint
 from csist.datasets import Frames, csist100k, frames_hash
-from csist.evaluation import DETECTION_THRESHOLD, WINDOW, detect, predict, provenance, window_origin
-from csist.imaging import SubpixelGrid
+from csist.evaluation import DETECTION_THRESHOLD, WINDOW, check_device, detect, predict, provenance, window_origin
+from csist.imaging import FocalPlane, SubpixelGrid, check_frames, check_whole, is_real, lies_on_frame
 from csist.networks import create_network
 from csist.networks.registry import network_of, read_weights, write_weights
 from csist.scenes import Targets
 
 CHECKPOINT_SECONDS = 45.0
+
+
+def _make_plain(settings) -> None:
+    """Turn NumPy's numbers among a frozen dataclass's fields into Python's, which JSON can hold."""
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, entry.name, value.item())
+
+
+def _check_positive(value, what: str) -> None:
+    """Refuse what is no finite number above zero; the error begins with ``what``."""
+    if not (is_real(value) and value > 0):
+        hint = ". Leave quotes out, and write 1.0e-3 in YAML, which reads 1e-3 as text" if isinstance(value, str) else ""
+        raise ValueError(f"{what} must be a positive number; got {value!r}{hint}")
 
 
 @dataclass(frozen=True)
@@ -48,8 +64,9 @@ class Phase:
     def __post_init__(self):
         if self.view not in ("windows", "frames") or self.schedule not in ("cosine", "constant"):
             raise ValueError(f"Phase: view must be windows or frames, schedule cosine or constant; got {self.view!r}, {self.schedule!r}")
-        if not (self.samples > 0 and self.rate > 0):
-            raise ValueError(f"Phase: samples and rate must be positive; got {self.samples!r}, {self.rate!r}")
+        _make_plain(self)
+        check_whole(self.samples, "Phase: samples")
+        _check_positive(self.rate, "Phase: rate")
 
 
 @dataclass(frozen=True)
@@ -80,14 +97,35 @@ class Run:
         return cls(**{**entry, "phases": phases})
 
     def __post_init__(self):
-        if not self.name or set(self.name) & set("/\\") or self.name in (".", ".."):
+        _make_plain(self)
+        if not (isinstance(self.name, str) and self.name) or set(self.name) & set("/\\") or self.name in (".", ".."):
             raise ValueError(f"Run: name must be the name of a file, without / or \\, for example 'dista-net-c3-seed1'; got {self.name!r}")
         if not isinstance(self.options, dict):
             raise ValueError(f"{self.name}: options must be a mapping, for example {{'stages': 4}}; got {self.options!r}")
-        if self.average is not None and not 0 < self.average < 1:
+        if not (isinstance(self.phases, (tuple, list)) and self.phases and all(isinstance(phase, Phase) for phase in self.phases)):
+            raise ValueError(
+                f"{self.name}: phases must be a tuple of one Phase or more, for example (Phase('frames', samples=80_000),); got {self.phases!r}. "
+                "Run.from_dict takes them as mappings"
+            )
+        object.__setattr__(self, "phases", tuple(self.phases))
+        for name in ("batch", "train_size", "val_size", "epoch"):
+            check_whole(getattr(self, name), f"{self.name}: {name}")
+        check_whole(self.seed, f"{self.name}: seed", 0)
+        if self.test_size is not None:
+            check_whole(self.test_size, f"{self.name}: test_size, where it is not None,")
+        if self.clip is not None:
+            _check_positive(self.clip, f"{self.name}: clip, where it is not None,")
+        if self.average is not None and not (is_real(self.average) and 0 < self.average < 1):
             raise ValueError(f"{self.name}: average must be None or between 0 and 1, for example 0.999; got {self.average!r}")
-        if not self.target_weight > 0:
-            raise ValueError(f"{self.name}: target_weight must be positive; got {self.target_weight!r}")
+        _check_positive(self.target_weight, f"{self.name}: target_weight")
+        for name in ("symmetries", "fresh"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{self.name}: {name} must be True or False; got {getattr(self, name)!r}")
+
+    @property
+    def shows_windows(self) -> bool:
+        """Whether any phase does."""
+        return any(phase.view == "windows" for phase in self.phases)
 
     @property
     def steps(self) -> list[int]:
@@ -138,15 +176,15 @@ def is_finished(run: Run, results) -> bool:
 
 
 class TrainingSet:
-    """Frames and targets in memory as uint8 and index lists, on the device that trains; batches of either view are cut on demand.
+    """Frames and targets in memory as uint8 (deeper frames as float32) and index lists, on the device that trains; batches of either view are cut on demand.
 
     The order is a permutation drawn from (seed, pass through the data): a pure function of the step, so a resumed run sees the same batches.
-    With ``fresh``, every pass after the first one has its own simulated frames, a pure function of the same two numbers.
+    With ``fresh``, every pass after the first one has its own frames, simulated with ``plane``, a pure function of the same two numbers.
     """
 
-    def __init__(self, data: Frames, ratio: int, seed: int, *, fresh: bool = False, device: str | torch.device = "cpu"):
+    def __init__(self, data: Frames, ratio: int, seed: int, *, fresh: bool = False, plane: FocalPlane | None = None, device: str | torch.device = "cpu"):
         self.grid = SubpixelGrid(data.frames.shape[1:], ratio)
-        self.seed, self.fresh, self.device = seed, fresh, torch.device(device)
+        self.seed, self.fresh, self.plane, self.device = seed, fresh, plane, torch.device(device)
         self._order, self._pass = (-1, None), 0
         self._first = data if fresh else None  # to go back to: nothing else remembers the data of the first pass
         self._load(data)
@@ -156,7 +194,8 @@ class TrainingSet:
         index = np.zeros((*mask.shape, 2), dtype=np.int64)
         index[mask] = self.grid.to_index(data.targets.xy[mask])
         intensity = np.where(mask, data.targets.intensity, 0.0).astype(np.float32)
-        arrays = (data.frames, index, intensity, window_origin(data.targets.cell, data.frames.shape[1]))
+        frames = data.frames if data.frames.dtype == np.uint8 else data.frames.astype(np.float32)  # PyTorch cannot turn uint16
+        arrays = (frames, index, intensity, window_origin(data.targets.cell, data.frames.shape[1]))
         self.frames, self.index, self.intensity, self.origin = (torch.from_numpy(array).to(self.device) for array in arrays)
 
     def __len__(self) -> int:
@@ -168,7 +207,7 @@ class TrainingSet:
         if number != self._pass:
             # the data set's own seed is small, so these streams are never those of its splits
             seed = int(np.random.SeedSequence(self.seed, spawn_key=(9, number)).generate_state(1, np.uint64)[0])
-            self._load(csist100k("train", len(self), seed, cache=False) if number else self._first)
+            self._load(csist100k("train", len(self), seed, plane=self.plane, cache=False) if number else self._first)
             self._pass = number
 
     def numbers(self, step: int, batch: int) -> torch.Tensor:
@@ -198,7 +237,7 @@ class TrainingSet:
             frames = frames[torch.arange(len(numbers), device=self.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
             index = index - ratio * origin[:, None]
         truth = torch.zeros(len(numbers), size * ratio, size * ratio, device=self.device)
-        # padding entries have intensity 0; clamping only keeps their meaningless index legal
+        # padding entries have intensity 0; clamping only keeps their meaningless index legal (Trainer refuses targets outside their window)
         index = index.clamp(0, size * ratio - 1)
         rows = torch.arange(len(numbers), device=self.device)[:, None].expand(index.shape[:2])
         truth.index_put_((rows, index[..., 0], index[..., 1]), self.intensity[numbers], accumulate=True)
@@ -251,7 +290,8 @@ class Trainer:
         Let ``torch.compile`` fuse the operations between the convolutions: a minute or two of compiling for faster steps. On a CPU it needs a C++
         compiler.
     data : dict of Frames, optional
-        Your own frames instead of the regenerated CSIST-100K: ``"train"``, ``"val"`` and, if the result is to be scored, ``"test"``.
+        Your own frames (n, size, size) [grey levels] and their targets instead of CSIST-100K, regenerated with the network's focal plane: ``"train"``,
+        ``"val"`` and, if the result is to be scored, ``"test"``.
 
     Raises
     ------
@@ -267,8 +307,8 @@ class Trainer:
 
         if device not in (None, "cpu", "cuda"):
             raise ValueError(f"device must be None, 'cpu' or 'cuda'; got {device!r}")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device 'cuda' was asked for, but PyTorch sees no such GPU; use device='cpu'")
+        if device is not None:
+            check_device(device)
         if precision not in ("bf16", "no"):
             raise ValueError(f"precision must be 'bf16' or 'no'; got {precision!r}")
         self.origin = provenance()  # now, not at the end: a commit made while the training goes on is not the code that it runs
@@ -278,18 +318,19 @@ class Trainer:
         self.engine = Accelerator(mixed_precision="no", cpu=device == "cpu" or not torch.cuda.is_available())
         if run.batch % self.engine.num_processes:
             raise ValueError(f"batch {run.batch} must be divisible by the number of processes, {self.engine.num_processes}")
-        self.own_data = _check_data(run, data) if data is not None else None
-        data = data or {"train": csist100k("train", run.train_size), "val": csist100k("val", run.val_size)}
-        self.data_hash, self.val = frames_hash(data["train"]), data["val"]
-        self.label_hash = _hash(data["train"].targets, data["val"].frames, data["val"].targets)
-        self.set = TrainingSet(data["train"], run.ratio, run.seed, fresh=run.fresh, device=self.engine.device)
         set_seed(run.seed)
         self.network = create_network(run.network, ratio=run.ratio, **run.options).to(memory_format=torch.channels_last)
         with torch.random.fork_rng(devices=[]):  # the check makes a network, and must not change what the seed gives this one
             _check_storable(run)
         self.network.target_weight = run.target_weight
-        if not self.network.windows and any(phase.view == "windows" for phase in run.phases):
+        if not self.network.windows and run.shows_windows:
             raise ValueError(f"{run.name}: {run.network} works on whole frames only; give its phases the view 'frames'")
+        plane = self.network.plane
+        self.own_data = _check_data(run, data, plane) if data is not None else None
+        data = self.own_data or {"train": csist100k("train", run.train_size, plane=plane), "val": csist100k("val", run.val_size, plane=plane)}
+        self.data_hash, self.val = frames_hash(data["train"]), data["val"]
+        self.label_hash = _hash(data["train"].targets, data["val"].frames, data["val"].targets)
+        self.set = TrainingSet(data["train"], run.ratio, run.seed, fresh=run.fresh, plane=plane, device=self.engine.device)
         optimiser = torch.optim.Adam(self.network.parameters(), lr=run.rate(0))
         self.module, self.optimiser = self.engine.prepare(LossModule(self.network, precision), optimiser)
         self.network = self.engine.unwrap_model(self.module).network
@@ -546,7 +587,7 @@ def finish(trainer: Trainer, results: Path, weights: Path) -> dict:
     weights.mkdir(parents=True, exist_ok=True)
     trainer.network.load_state_dict(trainer.best)
     write_weights(weights / f"{run.name}.safetensors", trainer.network, weights_header(run))
-    test = (trainer.own_data or {}).get("test") or csist100k("test", run.test_size)
+    test = (trainer.own_data or {}).get("test") or csist100k("test", run.test_size, plane=trainer.network.plane)
     best = max(range(len(trainer.history)), key=lambda i: trainer.history[i]["val_cso_map"])
     result = {
         "run": asdict(run),
@@ -572,13 +613,48 @@ def weights_header(run: Run) -> dict:
     return {"network": run.network, "ratio": run.ratio, "options": run.options, "run": run.name, "seed": run.seed}
 
 
-def _check_data(run: Run, data: dict[str, Frames]) -> dict[str, Frames]:
-    """Somebody's own data, which a run has to be able to use."""
-    if not {"train", "val"} <= set(data) <= {"train", "val", "test"}:
-        raise ValueError(f"{run.name}: data must have the parts 'train', 'val' and, if the result is scored, 'test'; got {', '.join(map(repr, data))}")
+def _check_data(run: Run, data: dict[str, Frames], plane: FocalPlane) -> dict[str, Frames]:
+    """Somebody's own data, which a run has to be able to use, with the frames as arrays that PyTorch knows."""
+    if not (isinstance(data, Mapping) and {"train", "val"} <= set(data) <= {"train", "val", "test"}):
+        given = ", ".join(map(repr, data)) if isinstance(data, Mapping) else f"no mapping but {type(data).__name__}"
+        raise ValueError(f"{run.name}: data must have the parts 'train', 'val' and, if the result is scored, 'test'; got {given}")
     if run.fresh:
         raise ValueError(f"{run.name}: fresh=True simulates new frames of CSIST-100K for every pass, so it cannot go with data of your own; leave one out")
+    data = {name: _check_part(part, plane, f"{run.name}: the part {name!r} of data") for name, part in data.items()}
+    if run.shows_windows:
+        _check_windows(data["train"], SubpixelGrid(plane.shape, run.ratio), f"{run.name}: the part 'train' of data")
     return data
+
+
+def _check_part(part: Frames, plane: FocalPlane, what: str) -> Frames:
+    """Frames of this plane with the targets of each; anything else is an error that begins with ``what``."""
+    if not (isinstance(part, (tuple, list)) and len(part) == 2 and isinstance(part[1], Targets)):
+        raise ValueError(f"{what} must be Frames(frames, targets) with an array and csist.Targets; got {type(part).__name__}")
+    try:
+        part = Frames(check_frames(part[0], plane.shape, plane.full_scale), part[1])
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}. The run's network has {plane}; options={{'plane': {{...}}}} of the run give it another") from error
+    if not len(part.frames) == len(part.targets) > 0:
+        raise ValueError(f"{what} must have one frame or more and the targets of each; got {len(part.frames)} frames and the targets of {len(part.targets)}")
+    off = (part.targets.mask & ~lies_on_frame(part.targets.xy, plane.shape)).any(1)
+    if off.any():
+        raise ValueError(
+            f"{what}: frame {int(np.argmax(off))} has a target off the frame ({int(off.sum())} such frames); each coordinate must be within "
+            "-0.5 .. size - 0.5 px. Leave such targets out"
+        )
+    return part
+
+
+def _check_windows(data: Frames, grid: SubpixelGrid, what: str) -> None:
+    """Refuse frames with a target outside the window about their cluster: its label would move to the window's border. The error begins with ``what``."""
+    frame, slot = np.nonzero(data.targets.mask)
+    inside = grid.to_index(data.targets.xy[frame, slot]) // grid.ratio - window_origin(data.targets.cell, grid.frame_shape[0])[frame]
+    outside = np.unique(frame[((inside < 0) | (inside >= WINDOW)).any(1)])
+    if len(outside):
+        raise ValueError(
+            f"{what}: frame {outside[0]} has a target outside the {WINDOW} x {WINDOW} pixels about the middle of its targets ({len(outside)} such frames); "
+            "windows hold one cluster. Give the phases view='frames'"
+        )
 
 
 def _check_storable(run: Run) -> None:
@@ -586,7 +662,10 @@ def _check_storable(run: Run) -> None:
     try:
         network_of(json.loads(json.dumps(weights_header(run))))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{run.name}: this network could not be stored and read again ({error}); options must be plain values, as in JSON") from error
+        raise ValueError(
+            f"{run.name}: this network could not be stored and read again ({error}); options must be plain values, as in JSON, for example {{'stages': 4}} or "
+            "{'plane': {'sigma': 0.6}}"
+        ) from error
 
 
 def _hash(*parts: Targets | np.ndarray) -> str:
@@ -599,13 +678,13 @@ def _hash(*parts: Targets | np.ndarray) -> str:
 
 
 def score_weights(path, size: int | None = None, *, device: str = "cpu", resamples: int = 200, data: Frames | None = None) -> dict:
-    """Scores of a weights file on the test split, or on data of your own, in float32."""
+    """Scores of a weights file on the test split, regenerated with the network's focal plane, or on data of your own, in float32."""
     from csist.metrics import psnr_ssim, score_report
 
     network, _ = read_weights(path)
-    data, grid = data or csist100k("test", size), SubpixelGrid(network.plane.shape, network.ratio)
+    data, grid = data or csist100k("test", size, plane=network.plane), SubpixelGrid(network.plane.shape, network.ratio)
     images = predict(network, data.frames, device=device)
-    report = score_report(detect(images, grid), data.targets, resamples=resamples, seed=0)
+    report = score_report(detect(images, grid), data.targets, resamples=resamples, seed=0, shape=network.plane.shape)
     psnr, ssim = psnr_ssim(images, grid.image(data.targets))
     return {"frames": len(data.frames), "frames_sha256": frames_hash(data), "psnr": float(psnr), "ssim": float(ssim), **report}
 

@@ -108,6 +108,37 @@ def test_prediction_takes_any_real_frames(network):
     assert predict(network, frames[:0]).shape == (0, 33, 33)
 
 
+def test_prediction_takes_other_byte_orders_and_one_frame(network):
+    frames = csist100k("test", 2).frames
+    expected = predict(network, frames)
+    np.testing.assert_array_equal(predict(network, frames.astype(">u2")), expected)
+    np.testing.assert_array_equal(predict(network, frames[0]), predict(network, frames[:1]))
+
+
+@pytest.mark.parametrize(
+    "frames, options, words",
+    [
+        (np.zeros((2, 11, 11)), {"precision": "fp16"}, "precision must be one of float32, bfloat16, bf16; got 'fp16'"),
+        (np.zeros((2, 11, 11)), {"precision": None}, "precision must be one of"),
+        (np.zeros((2, 11, 11)), {"batch": 0}, "batch must be a whole number >= 1; got 0"),
+        (np.zeros((2, 11, 11)), {"batch": 2.5}, "batch must be a whole number"),
+        (np.zeros((2, 11, 11)), {"device": "gpu"}, "device must be 'cpu' or 'cuda'"),
+        (np.zeros((2, 11, 11)), {"device": "cuda:99"}, "no such GPU; use device='cpu'"),
+        (np.full((2, 11, 11), np.nan), {}, "frame 0 holds nan"),
+        (np.zeros((2, 16, 16)), {}, r"\(n, 11, 11\)"),
+    ],
+)
+def test_prediction_says_what_is_wrong(network, frames, options, words):
+    with pytest.raises(ValueError, match=words):
+        predict(network, frames, **options)
+
+
+def test_bf16_is_bfloat16(network):
+    frames = csist100k("test", 2).frames
+    rough = predict(network, frames, precision="bf16")
+    assert np.array_equal(rough, predict(network, frames, precision="bfloat16")) and not np.array_equal(rough, predict(network, frames))
+
+
 # Methods by name
 
 
@@ -123,6 +154,8 @@ FRAMES = np.zeros((2, 11, 11))
     "frames, options, words",
     [
         (FRAMES, {"method": "dista"}, "Did you mean 'dista-net'"),
+        (FRAMES, {"method": "DISTA-Net"}, "Did you mean 'dista-net'"),
+        (FRAMES, {"method": "ISTA-Net+"}, r"Did you mean 'ista-net\+'"),
         (FRAMES, {"method": ""}, "unknown method ''; known: "),
         (FRAMES, {"ratio": 4}, "odd integer"),
         (FRAMES[:, :10], {}, r"\(n, 11, 11\)"),
@@ -141,6 +174,12 @@ FRAMES = np.zeros((2, 11, 11))
 def test_unmix_says_what_is_wrong(frames, options, words):
     with pytest.raises(ValueError, match=words):
         unmix(frames, **{"method": "ista", **options})
+
+
+def test_a_plane_is_a_focal_plane():
+    for wrong in (0.6, {"sigma": 0.6}, False):
+        with pytest.raises(TypeError, match="plane must be a FocalPlane"):
+            unmix(FRAMES, "ista", plane=wrong)
 
 
 @pytest.mark.parametrize("kind", [">f4", ">i2", np.longdouble, np.float16])

@@ -1,8 +1,10 @@
 """The focal plane against independent integrators, its symmetries, the sensor's arithmetic, and the sub-pixel grid."""
 from __future__ import annotations
 
+import json
 import math
 import pickle
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -212,6 +214,8 @@ def test_read_noise_needs_a_generator():
         ({"bits": 17}, "from 1 to 16"),
         ({"bits": 8.0}, "from 1 to 16"),
         ({"bits": True}, "from 1 to 16"),
+        ({"clip": "no"}, "clip must be True"),
+        ({"clip": 1}, "clip must be True"),
         ({"read_noise": -0.1}, ">= 0"),
         ({"read_noise": math.nan}, ">= 0"),
         ({"read_noise": "loud"}, ">= 0"),
@@ -234,6 +238,8 @@ def test_numpy_scalars_and_lists_are_welcome():
     plane = FocalPlane(shape=[np.int64(11), 11], sigma=np.float32(0.5), bits=np.int16(8))
     assert plane == PLANE and type(plane.bits) is int and plane.shape == (11, 11)
     assert FocalPlane(sigma=np.int64(1)).rayleigh == 1.9
+    small = FocalPlane(sigma=np.float32(0.55), bits=np.uint8(12), clip=np.bool_(False), read_noise=np.float32(0.5))
+    assert json.loads(json.dumps(asdict(small))) == {"shape": [11, 11], "sigma": float(np.float32(0.55)), "bits": 12, "clip": False, "read_noise": 0.5}
 
 
 # Sub-pixel grid

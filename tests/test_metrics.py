@@ -446,6 +446,16 @@ def test_by_count_and_border(regenerated):
     assert not metrics.is_border(nobody).any()
 
 
+def test_targets_off_the_frame_ask_for_its_shape():
+    far = Targets([[[5.0, 5.0], [0.0, 0.0]], [[20.0, 30.0], [50.0, 20.0]]], [[240.0] * 2] * 2, [1, 2])
+    for call in (metrics.is_border, lambda truth: metrics.score_report(truth, truth, resamples=2)):
+        with pytest.raises(ValueError, match=r"frame 1 holds a target off 11 x 11 px, at \[20.0, 30.0\]; pass the frames' own size as shape="):
+            call(far)
+    assert metrics.is_border(far, (64, 64)).tolist() == [False, False]
+    shifted = csist100k("test", 300, cluster_shift=-0.3).targets
+    assert np.nanmin(shifted.xy) < -0.5 and metrics.is_border(shifted).any(), "a shift leaves some targets just off the frame"
+
+
 def test_report_is_plain_json(regenerated):
     truth = regenerated[:200]
     estimate = snap(truth, 3)

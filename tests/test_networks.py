@@ -467,6 +467,9 @@ def test_alpha_one_switches_the_dynamic_branch_off():
         (lambda: create_network("dista-net", static_weight=1.5), "from 0 to 1"),
         (lambda: load_network("dista"), "Did you mean 'dista-net'"),
         (lambda: load_network("ista-net", ratio=2), "odd integer"),
+        (lambda: load_network("DISTA-Net"), "Did you mean 'dista-net'"),
+        (lambda: create_network("ista-net", plane={"sgma": 0.6}), "plane has no 'sgma'; it takes shape, sigma"),
+        (lambda: create_network("ista-net", plane={"sigma": -1}), "between 0.01 and 100"),
     ],
 )
 def test_wrong_arguments_get_a_clear_error(call, words):
@@ -555,6 +558,14 @@ def test_weights_bring_their_imaging_model(tmp_path):
     registry.write_weights(tmp_path / "a.safetensors", network, header_of("ista-net", 3, stages=1))
     loaded, _ = registry.read_weights(tmp_path / "a.safetensors")
     assert loaded.plane == network.plane and torch.equal(loaded.axis, network.axis)
+
+
+@pytest.mark.parametrize("name", ["dista-net", "lista", "srcnn"])
+def test_a_plane_may_be_plain_values_but_nothing_else(name):
+    assert create_network(name, plane={"shape": [7, 7], "sigma": 0.55, "bits": 14}, start=False).plane == FocalPlane((7, 7), 0.55, 14)
+    for wrong in (0.6, False, "paper", [0.6]):
+        with pytest.raises(TypeError, match="plane must be a FocalPlane"):
+            create_network(name, plane=wrong, start=False)
 
 
 def test_a_header_that_does_not_fit_its_weights_is_an_error(tmp_path):

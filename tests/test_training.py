@@ -19,7 +19,7 @@ import torch
 
 from csist.datasets import Frames, csist100k, frames_hash
 from csist.imaging import FocalPlane, SubpixelGrid
-from csist.networks import create_network
+from csist.networks import create_network, load_network
 from csist.networks.registry import read_weights, write_weights
 from csist.scenes import Targets
 from csist.training import Phase, Run, Trainer, TrainingSet, finish, is_finished, score_weights, train, window_origin, write_json
@@ -86,11 +86,34 @@ def test_a_run_is_read_from_plain_values():
         ({"name": "a", "network": "ista-net", "phases": [{"schedule": "linear"}]}, ValueError),
         ({"name": "a", "network": "ista-net", "phases": [{"samples": 0}]}, ValueError),
         ({"name": "a", "network": "ista-net", "phases": [{"rate": -1.0}]}, ValueError),
+        ({"name": "a", "network": "ista-net", "phases": []}, ValueError),
     ],
 )
 def test_a_wrong_run_is_an_error(entry, error):
     with pytest.raises(error):
         Run.from_dict(entry)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"samples": "80"}, "samples must be a whole number >= 1; got '80'"),
+        ({"samples": 10.5}, "samples must be a whole number"),
+        ({"samples": True}, "samples must be a whole number"),
+        ({"rate": "1e-3"}, "rate must be a positive number; got '1e-3'.*1.0e-3 in YAML"),
+        ({"rate": float("nan")}, "rate must be a positive number"),
+    ],
+)
+def test_a_phase_names_the_setting_that_is_wrong(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Phase(**settings)
+
+
+def test_numpy_numbers_make_the_run_of_plain_ones():
+    phase = Phase(samples=np.int64(32), rate=np.float32(0.5))
+    run = Run("numpy", "ista-net", phases=[phase], batch=np.int16(16), clip=np.float32(0.5), fresh=np.bool_(True))
+    assert json.loads(json.dumps(asdict(run)))["batch"] == 16
+    assert run == Run("numpy", "ista-net", phases=(Phase(samples=32, rate=0.5),), batch=16, clip=0.5, fresh=True)
 
 
 def test_the_rate_warms_up_and_falls_along_half_a_cosine():
@@ -151,6 +174,15 @@ def test_a_turned_sample_is_the_sample_of_the_turned_scene(view):
     numbers = torch.arange(64)
     for got, right in zip(original.batch(numbers, view, turns), expected.batch(numbers, view)):
         assert (got is None and right is None) or (got - right).abs().max() <= 1  # floor may fall either way
+
+
+@pytest.mark.parametrize("view", ["windows", "frames"])
+def test_deep_frames_turn_like_shallow_ones(view):
+    data, turns = csist100k("train", 8), torch.tensor([[code & 1, code & 2, code & 4] for code in range(8)]).bool()
+    expected = TrainingSet(data, 3, seed=0).batch(torch.arange(8), view, turns)
+    for kind in (np.uint16, ">u2", np.float64):
+        got = TrainingSet(Frames(data.frames.astype(kind), data.targets), 3, seed=0).batch(torch.arange(8), view, turns)
+        assert all(torch.equal(one, other) for one, other in zip(got, expected) if other is not None)
 
 
 def test_turns_are_a_function_of_the_step_and_use_all_eight():
@@ -271,7 +303,29 @@ def test_the_target_weight_counts_only_where_a_target_is():
     assert network.discrepancy(estimate, truth) == 12.0
 
 
-@pytest.mark.parametrize("change, words", [({"average": 1.0}, "average"), ({"average": 0}, "average"), ({"target_weight": 0.0}, "target_weight")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"average": 1.0}, "average"),
+        ({"average": 0}, "average"),
+        ({"average": "0.9"}, "average"),
+        ({"target_weight": 0.0}, "target_weight"),
+        ({"target_weight": "2"}, "target_weight"),
+        ({"clip": -1}, "clip, where it is not None, must be a positive number; got -1"),
+        ({"batch": 0}, "batch must be a whole number >= 1; got 0"),
+        ({"batch": 2.5}, "batch must be a whole number"),
+        ({"batch": "64"}, "batch must be a whole number"),
+        ({"epoch": 0}, "epoch must be a whole number"),
+        ({"train_size": 0}, "train_size must be a whole number"),
+        ({"val_size": None}, "val_size must be a whole number"),
+        ({"test_size": 0}, "test_size, where it is not None, must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number >= 0"),
+        ({"symmetries": "no"}, "symmetries must be True or False"),
+        ({"phases": ()}, "phases must be a tuple of one Phase or more"),
+        ({"phases": Phase()}, "phases must be a tuple of one Phase or more"),
+        ({"phases": ({"view": "frames"},)}, "Run.from_dict takes them as mappings"),
+    ],
+)
 def test_options_out_of_range_are_errors(change, words):
     with pytest.raises(ValueError, match=words):
         replace(TINY, **change)
@@ -630,6 +684,65 @@ def test_own_data_are_what_is_scored(tmp_path):
     del parts["test"]
     with pytest.raises(ValueError, match="needs a 'test' part"):
         train(run, tmp_path / "checkpoints", data=parts, **CPU)
+
+
+def parts_of(frames, targets):
+    """Data of one's own that differ from good ones in the part "train" alone."""
+    return {"train": (frames, targets), "val": csist100k("val", 4)}
+
+
+FEW = csist100k("train", 4)
+
+
+@pytest.mark.parametrize(
+    "part, words",
+    [
+        ((FEW.frames[:2], FEW.targets), "'train' of data must have one frame or more and the targets of each; got 2 frames and the targets of 4"),
+        ((FEW.frames, FEW.targets[:2]), "got 4 frames and the targets of 2"),
+        ((FEW.frames[:0], FEW.targets[:0]), "got 0 frames"),
+        ((FEW.frames * np.nan, FEW.targets), "'train' of data: frames must be finite"),
+        ((np.zeros((4, 16, 16)), FEW.targets), r"frames must have shape \(n, 11, 11\).*options=\{'plane'"),
+        ((FEW.frames * 300.0, FEW.targets), "exceeds the sensor's full scale 255"),
+        ((FEW.frames, FEW.targets.xy), "must be Frames"),
+        ((FEW.frames, Targets([[[20.0, 5.0]]] * 4, [[240.0]] * 4, [1] * 4)), r"frame 0 has a target off the frame \(4 such frames\)"),
+    ],
+)
+def test_own_data_that_cannot_be_trained_on_are_refused(tmp_path, part, words):
+    run = replace(TINY, network="srcnn", options={}, phases=(Phase("frames", 16),))
+    with pytest.raises(ValueError, match=words):
+        Trainer(run, tmp_path, device="cpu", data=parts_of(*part))
+
+
+def test_own_frames_may_be_lists_of_another_byte_order(tmp_path):
+    run = replace(TINY, network="srcnn", options={}, symmetries=True)
+    for frames in (list(FEW.frames), FEW.frames.astype(">u2")):
+        trainer = Trainer(run, tmp_path, device="cpu", data=parts_of(frames, FEW.targets))
+        np.testing.assert_array_equal(trainer.set.frames, FEW.frames)
+    with pytest.raises(ValueError, match="no mapping but Frames"):
+        Trainer(run, tmp_path, device="cpu", data=FEW)
+
+
+def test_windows_are_refused_where_a_frame_holds_several_clusters(tmp_path):
+    xy = np.array([[[2.0, 2.0], [2.4, 2.0]], [[1.0, 2.0], [8.0, 9.0]], [[5.0, 3.0], [5.0, 7.4]]])
+    targets = Targets(xy, np.full((3, 2), 240.0), [2, 2, 2])
+    data = parts_of(FocalPlane().render(targets), targets)
+    run = replace(TINY, network="srcnn", options={})
+    with pytest.raises(ValueError, match=r"'train' of data: frame 1 has a target outside the 5 x 5 pixels .*\(1 such frames\).*view='frames'"):
+        Trainer(run, tmp_path, device="cpu", data=data)
+    assert len(Trainer(replace(run, phases=(Phase("frames", 16),)), tmp_path, device="cpu", data=data).set) == 3
+
+
+def test_a_run_carries_its_own_optics(tmp_path, monkeypatch):
+    plane = FocalPlane((9, 9), sigma=0.55, bits=14)
+    options = {"plane": {"shape": [9, 9], "sigma": 0.55, "bits": 14}}
+    run = Run("optics", "srcnn", options=options, phases=(Phase(samples=8),), batch=4, symmetries=True, fresh=True, train_size=4, val_size=4, test_size=4)
+    result = train(run, tmp_path / "checkpoints", **CPU)
+    assert result["train_sha256"] == frames_hash(csist100k("train", 4, plane=plane))
+    assert result["test"]["frames_sha256"] == frames_hash(csist100k("test", 4, plane=plane))
+    assert is_finished(run, tmp_path / "results")
+    assert read_weights(tmp_path / "weights" / "optics.safetensors")[1]["options"] == options
+    monkeypatch.setenv("CSIST_WEIGHTS", str(tmp_path / "weights"))
+    assert load_network("srcnn", run="optics").plane == plane
 
 
 def test_other_labels_and_a_shorter_run_do_not_go_on(tmp_path):

@@ -144,10 +144,9 @@ class DistaNet(UnfoldedNetwork):
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
         if not 0 <= static_weight <= 1:
             raise ValueError(f"static_weight (alpha) must be from 0 to 1; got {static_weight!r}. The paper uses 0.7")
-        size = (plane or FocalPlane()).shape[0]
 
-        def stage():
-            return DistaNetStage(ratio, size, variant, FEATURES, static_weight, dynamic_transform, dynamic_threshold, train_kernels, gate)
+        def stage():  # called when the base class has checked the plane
+            return DistaNetStage(ratio, self.size, variant, FEATURES, static_weight, dynamic_transform, dynamic_threshold, train_kernels, gate)
 
         super().__init__(stage, (4 if ratio == 7 else 6) if stages is None else stages, ratio, plane, start)
         self.batch_size = FEATURES if variant == "released" else None

@@ -5,7 +5,8 @@ import difflib
 import inspect
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -32,10 +33,15 @@ NETWORKS = {**UNFOLDED, **SUPER_RESOLUTION}
 
 
 def unknown_name(name, known) -> ValueError:
-    """The error for a misspelt method: says what exists and what was probably meant."""
-    begun = [one for one in known if name and one.startswith(str(name))]
-    close = begun or difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    """The error for a misspelt method: says what exists and what was probably meant, whatever the case.
+
+    >>> str(unknown_name("DISTA-Net", ["ista", "dista-net"]))
+    "unknown method 'DISTA-Net'; known: ista, dista-net. Did you mean 'dista-net'?"
+    """
+    spelt, plain = str(name).lower(), {one.lower(): one for one in known}
+    begun = [one for one in plain if name and one.startswith(spelt)]
+    close = begun or difflib.get_close_matches(spelt, plain, n=1, cutoff=0.4)
+    hint = f" Did you mean {plain[close[0]]!r}?" if close else ""
     return ValueError(f"unknown method {name!r}; known: {', '.join(known)}.{hint}")
 
 
@@ -49,12 +55,14 @@ def create_network(name: str, ratio: int = 3, **options) -> UnmixingNetwork:
     ratio : int
         Odd sub-pixel ratio c.
     options
-        Passed to the network's class, for example ``stages`` or ``variant``.
+        Passed to the network's class, for example ``stages`` or ``variant``. ``plane`` is a FocalPlane or a mapping of its values, as in JSON.
 
     Raises
     ------
     ValueError
-        For an unknown name (with the nearest known one), ratio or option.
+        For an unknown name (with the nearest known one), ratio or option, or a value that no focal plane has.
+    TypeError
+        For a plane of another type.
 
     >>> sum(p.numel() for p in create_network("ista-net", ratio=3, start=False).parameters())
     171090
@@ -66,7 +74,18 @@ def create_network(name: str, ratio: int = 3, **options) -> UnmixingNetwork:
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it takes {', '.join(known)}")
+    if isinstance(options.get("plane"), Mapping):
+        options["plane"] = _plane_of(options["plane"])
     return NETWORKS[name](ratio=ratio, **options)
+
+
+def _plane_of(values: Mapping) -> FocalPlane:
+    """The focal plane of plain values, as JSON and YAML hold them."""
+    known = [field.name for field in fields(FocalPlane)]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise ValueError(f"plane has no {unknown[0]!r}; it takes {', '.join(known)}")
+    return FocalPlane(**values)
 
 
 def weights_folders() -> list[Path]:
@@ -162,7 +181,7 @@ def network_of(header: dict) -> UnmixingNetwork:
     """
     options = dict(header.get("options", {}))
     if "plane" in header:
-        options["plane"] = FocalPlane(**header["plane"])
+        options["plane"] = header["plane"]
     if "start" in inspect.signature(NETWORKS.get(header["network"], UnmixingNetwork)).parameters:
         options["start"] = False  # the file brings the linear start
     return create_network(header["network"], ratio=header["ratio"], **options)

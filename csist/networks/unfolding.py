@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from csist.datasets import csist100k
-from csist.imaging import FocalPlane, SubpixelGrid, check_ratio
+from csist.imaging import FocalPlane, SubpixelGrid, check_plane, check_ratio
 from csist.scenes import random_targets
 
 START_SCENES = 80_000  # as many as the training split has
@@ -78,7 +78,7 @@ class UnmixingNetwork(nn.Module):
     def __init__(self, ratio: int, plane: FocalPlane | None = None):
         super().__init__()
         self.ratio = check_ratio(ratio)
-        self.plane = plane or FocalPlane()
+        self.plane = check_plane(plane)
         if self.plane.shape[0] != self.plane.shape[1]:
             raise ValueError(f"networks need square frames; got {self.plane.shape}")
 
