@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csist.imaging import FocalPlane
+from csist.imaging import FocalPlane, check_plane
 from csist.scenes import Targets, random_targets
 
 SPLITS = {"train": 80_000, "val": 10_000, "test": 10_000}
@@ -66,7 +66,7 @@ def csist100k(
         raise ValueError(f"csist100k: size must be a whole number >= 1, or None for the split's {SPLITS[split]:,}; got {size!r}")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"csist100k: seed must be a whole number >= 0; got {seed!r}")
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     recipe = data_recipe(split, int(size), int(seed), plane, cluster_shift)
     if not cache:
         return _generate(recipe, plane)

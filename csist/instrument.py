@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
+from csist.imaging import FocalPlane, check_frames, check_plane, pixel_profile, pixel_profile_derivative
 from csist.limits import noise_deviation
 from csist.solvers.finding import brightest_block, find_clusters
 from csist.solvers.least_squares import window_reach
@@ -71,7 +71,7 @@ def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) ->
     >>> round(measure_sigma(FocalPlane(sigma=0.52).render(scenes)).sigma, 2)
     0.52
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
     if not len(frames) or not frames.any((1, 2)).all():
         raise ValueError("measure_sigma: every frame must hold one target, but " + ("a frame is dark" if len(frames) else "no frame is given"))
@@ -190,7 +190,7 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
     >>> round(measure_read_noise(FocalPlane(read_noise=2.0).render(random_targets(20, rng), rng)), 1)
     2.0
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
     dark = frames[_dark(frames, plane, "measure_read_noise")]
     if _is_lifted(dark, plane):
@@ -237,7 +237,7 @@ def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
     >>> int(abs(subtract_background(frame, FocalPlane(bits=None)) - FocalPlane().response(5.0, 5.0) * 200).max())
     0
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     given = np.asarray(frames)
     frames = check_frames(given, plane.shape, plane.full_scale).astype(np.float64)
     i, j = np.mgrid[: plane.shape[0], : plane.shape[1]]

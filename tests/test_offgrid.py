@@ -379,7 +379,7 @@ def test_a_wrong_mask_of_good_pixels_is_refused(good):
     ],
 )
 def test_options_of_another_kind_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError, match=message):
         unmix_offgrid(PLANE.render(Targets([[[5, 5]]], [[240]], [1])), tier="fast", **options)
 
 

@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, relu
 
 from csist.checkpoints import optimiser_tensors, read_checkpoint, restore_optimiser, write_checkpoint
-from csist.imaging import FocalPlane, check_frames
+from csist.imaging import FocalPlane, check_frames, check_plane
 from csist.metrics import DISTANCE_THRESHOLDS
 from csist.networks.registry import read_tensors, weights_folders, weights_path, write_weights
 from csist.scenes import Targets, random_targets
@@ -614,7 +614,7 @@ def unmix_continuous(
     FileNotFoundError
         If the network has not been trained yet.
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     if (plane.sigma, plane.bits, plane.clip, plane.read_noise) != (SIGMA, 8, True, 0.0):
         raise ValueError(f"unmix_continuous: the network is trained for sigma = 0.5 px, 8 bits, clipping and no read noise; got {plane}. Try 'off-grid'")
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:

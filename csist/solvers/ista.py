@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from csist.imaging import FocalPlane, SubpixelGrid, check_frames
+from csist.imaging import FocalPlane, SubpixelGrid, check_frames, check_plane
 
 BLOCK = 32  # frames that iterate together: their arrays stay in the processor's cache
 
@@ -253,7 +253,7 @@ def unmix_ista(frames, plane: FocalPlane | None = None, ratio: int = 3, settings
     >>> unmix_ista(np.zeros((2, 11, 11), dtype=np.uint8)).shape
     (2, 33, 33)
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     chosen = vars(replace(settings, **changes)) | {"record_objective": False}
     del chosen["threshold"]
     return ista(frames, plane, SubpixelGrid(plane.shape, ratio), **chosen).image

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
+from csist.imaging import FocalPlane, check_frames, check_plane, pixel_profile, pixel_profile_derivative
 from csist.limits import jacobian, noise_deviation
 from csist.scenes import Targets, random_targets
 from csist.solvers.finding import find_cells
@@ -174,7 +174,7 @@ def unmix_least_squares(
     >>> unmix_least_squares(frame, plane, starts=4).xy[0].round(1).tolist()
     [[5.1, 4.8], [4.7, 5.3]]
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     if isinstance(starts, bool) or not isinstance(starts, (int, np.integer)) or starts < 1:
         raise ValueError(f"unmix_least_squares: starts must be a whole number >= 1; got {starts!r}")
     frames = check_frames(frames, plane.shape, plane.full_scale)
@@ -234,7 +234,7 @@ def refine(frames, start: Targets, plane: FocalPlane | None = None, *, known: Ta
     >>> refine(frame, Targets([[[5.3, 5.0]]], [[230.0]], [1]), plane).xy.round(2).tolist()
     [[[5.1, 4.8]]]
     """
-    plane = plane or FocalPlane()
+    plane = check_plane(plane)
     frames = check_frames(frames, plane.shape, plane.full_scale)
     if len(start) != len(frames):
         raise ValueError(f"refine: start holds {len(start)} frames, but {len(frames)} frames are given; give one entry per frame")

@@ -35,7 +35,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from csist.imaging import FocalPlane, check_frames, pixel_profile, pixel_profile_derivative
+from csist.imaging import FocalPlane, check_frames, check_plane, check_whole, is_real, pixel_profile, pixel_profile_derivative
 from csist.metrics import DISTANCE_THRESHOLDS
 from csist.scenes import Targets, random_targets
 from csist.solvers.finding import BLOCK, brightest_block, check_good, find_clusters, patched
@@ -159,7 +159,7 @@ class Prior:
             if low != int(low) or high != int(high) or not 1 <= low <= high <= MAX_TARGETS:
                 raise ValueError(f"Prior: counts must be {wanted}, or None; got {self.counts!r}")
             object.__setattr__(self, "counts", (int(low), int(high)))
-        if self.min_distance is not None and not (_is_number(self.min_distance) and 0 <= self.min_distance < math.sqrt(2)):
+        if self.min_distance is not None and not (is_real(self.min_distance) and 0 <= self.min_distance < math.sqrt(2)):
             raise ValueError(f"Prior: min_distance must be from 0 to sqrt(2) px (a pixel's diagonal), or None; got {self.min_distance!r}")
         if self.intensity is not None:
             low, high = self._pair("intensity", "two numbers (smallest, largest)")
@@ -170,13 +170,9 @@ class Prior:
     def _pair(self, name: str, wanted: str):
         """A field's two numbers."""
         value = getattr(self, name)
-        if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(v) for v in value)):
+        if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(is_real(v) for v in value)):
             raise ValueError(f"Prior: {name} must be {wanted}, or None; got {value!r}")
         return value
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def unmix_offgrid(
@@ -239,6 +235,8 @@ def unmix_offgrid(
     ------
     ValueError
         For frames that the plane cannot have made (wrong shape, nan, negative or above full scale), an unknown tier, or rules that contradict each other.
+    TypeError
+        For a plane, a prior or starts of another kind.
     ImportError
         Without numba.
 
@@ -247,7 +245,7 @@ def unmix_offgrid(
     >>> unmix_offgrid(frame, plane, tier="fast", threads=1).xy.round(2).tolist()  # doctest: +SKIP
     [[[5.1, 4.8]]]
     """
-    plane, prior = plane or FocalPlane(), prior or Prior()
+    plane, prior = check_plane(plane), prior or Prior()
     if tier not in TIERS:
         raise ValueError(f"unmix_offgrid: tier must be one of {', '.join(TIERS)}; got {tier!r}")
     _check_whole("unmix_offgrid", seed=(seed, 0), threads=(1 if threads is None else threads, 1))
@@ -320,7 +318,7 @@ def polish(
     >>> polish(Targets([[[5.3, 5.0]]], [[230.0]], [1]), frame, plane).xy.round(2).tolist()  # doctest: +SKIP
     [[[5.1, 4.8]]]
     """
-    plane, prior = plane or FocalPlane(), prior or Prior()
+    plane, prior = check_plane(plane), prior or Prior()
     _check_whole("polish", iterations=(iterations, 0), threads=(1 if threads is None else threads, 1))
     frames = _check_levels(frames, plane, "polish")
     problem = _Problem(plane, prior, _load_kernels())
@@ -433,8 +431,6 @@ def _load_kernels():
 
 def _check_levels(frames, plane: FocalPlane, caller: str) -> np.ndarray:
     """Frames as float64 that this plane can have made."""
-    if not isinstance(plane, FocalPlane):
-        raise ValueError(f"{caller}: plane must be a FocalPlane, or None for the paper's; got {plane!r}")
     frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
     may_be_negative = plane.bits is None and plane.read_noise > 0
     negative = (frames < 0).any(axis=(1, 2))
@@ -472,8 +468,7 @@ def _warn_of_light(frames: np.ndarray, clusters: _Clusters, problem: _Problem, c
 def _check_whole(caller: str, **options) -> None:
     """Options that must be whole numbers, each given as (value, least)."""
     for name, (value, least) in options.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{caller}: {name} must be a whole number >= {least}; got {value!r}")
+        check_whole(value, f"{caller}: {name}", least)
 
 
 def _in_threads(work, arrays: list, threads: int | None, progress: bool) -> None:
@@ -539,7 +534,7 @@ def _thetas(targets: Targets, clusters: _Clusters, places: tuple) -> tuple[np.nd
 def _given(starts: Sequence[Targets], clusters: _Clusters, frames: int) -> list[np.ndarray]:
     """Answers to begin with as the kernels take them: parameters (m, answers, 3 MAX_TARGETS) and numbers (m, answers)."""
     if isinstance(starts, Targets) or not all(isinstance(targets, Targets) for targets in starts):
-        raise ValueError("unmix_offgrid: starts must be a list of Targets, each with an entry for every frame; put a single one into a list")
+        raise TypeError("unmix_offgrid: starts must be a list of Targets, each with an entry for every frame; put a single one into a list")
     theta, number = np.zeros((len(clusters.frame), len(starts), 3 * MAX_TARGETS)), np.zeros((len(clusters.frame), len(starts)), dtype=np.int64)
     for place, targets in enumerate(starts):
         number[:, place], own = _thetas(targets, clusters, _places(targets, clusters, frames, "unmix_offgrid"))
@@ -619,7 +614,7 @@ class _Problem:
 
     def __init__(self, plane: FocalPlane, prior: Prior, kernels):
         if not isinstance(prior, Prior):
-            raise ValueError(f"prior must be a Prior, such as Prior(counts=(1, 3)), or None for CSIST-100K's rules; got {prior!r}")
+            raise TypeError(f"prior must be a Prior, such as Prior(counts=(1, 3)), or None for CSIST-100K's rules; got {prior!r}")
         self.kernels, self.prior, self.side = kernels, prior, window_side(plane, prior)
         half = np.array([[-0.5, 0.5]] * 2) if prior.cluster else np.array([[-0.5, size - 0.5] for size in plane.shape]) - self.side // 2
         self.area = float(np.prod(half[:, 1] - half[:, 0]))

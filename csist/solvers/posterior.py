@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csist.imaging import FocalPlane
+from csist.imaging import FocalPlane, check_plane
 from csist.scenes import Targets
 from csist.solvers.finding import check_good
 from csist.solvers.offgrid import MAX_TARGETS, Prior, _Answers, _as_targets, _check_levels, _check_whole, _Clusters, _load_kernels, _Problem
@@ -77,7 +77,7 @@ def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | N
     >>> sample_posterior(frame, plane, particles=200).answer.xy.round(2).tolist()  # doctest: +SKIP
     [[[5.1, 4.8]]]
     """
-    plane, prior = plane or FocalPlane(), prior or Prior()
+    plane, prior = check_plane(plane), prior or Prior()
     _check_whole("sample_posterior", particles=(particles, 50), seed=(seed, 0))
     if plane.bits is None or plane.read_noise > 0:
         raise ValueError(f"sample_posterior: the likelihood must be a box, so bits must be set and read_noise 0; got {plane}. Try unmix_offgrid")
