@@ -78,7 +78,7 @@ class Run:
     ratio: int = 3
     seed: int = 0
     phases: tuple[Phase, ...] = (Phase(),)
-    options: dict = field(default_factory=dict)  # of the network's class
+    options: dict = field(default_factory=dict)  # of the network's class; a plane is the FocalPlane's fields, for example {"plane": {"sigma": 0.6}}
     batch: int = 64
     clip: float | None = None  # largest norm of a step's gradient; see reproduce/runs.yaml for who needs it
     symmetries: bool = False  # turn and mirror each sample at random, differently in every pass: optics and sensor look the same from all eight sides
