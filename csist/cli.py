@@ -322,7 +322,7 @@ def hold(path: Path):
 
 def _add_unmix(commands):
     command = commands.add_parser("unmix", help="say how many targets frames hold, where they are and how bright")
-    kinds = "an 8-bit grey PNG, an .npy array (rows, columns) or (n, rows, columns), or a folder with cso_img/"
+    kinds = "a grey PNG of 8 bits (of 16, if --bits is above 8), an .npy array (rows, columns) or (n, rows, columns), or a folder with cso_img/"
     command.add_argument("input", type=Path, metavar="IMAGE_OR_FOLDER", help=kinds)
     command.add_argument("--method", default="dista-net", help="see: csist info (dista-net)")
     command.add_argument("--ratio", type=int, default=3, help="odd sub-pixel ratio c of methods with a grid (3)")
@@ -349,7 +349,7 @@ def unmix(options):
     from csist.imaging import FocalPlane
 
     plane = FocalPlane(tuple(options.shape), options.sigma, options.bits, read_noise=options.read_noise)
-    names, frames = read_frames(options.input, plane.shape)
+    names, frames = read_frames(options.input, plane.shape, depths=(8,) if plane.bits <= 8 else (8, 16))
     with warnings.catch_warnings(record=True) as heard:
         found = estimate(frames, options.method, options.ratio, plane=plane, threshold=options.threshold, **_tier(options), **_prior(options))
     for warning in heard:
@@ -415,7 +415,7 @@ def _unmix_table(value) -> str:
     return columns(rows, ["frame", "target", *(head for head, _ in shown.values())])
 
 
-def read_frames(path: Path, shape=(11, 11)) -> tuple[list[str], np.ndarray]:
+def read_frames(path: Path, shape=(11, 11), depths=(8,)) -> tuple[list[str], np.ndarray]:
     """Names and frames (n, rows, columns) of a PNG, an .npy file, or a folder whose cso_img/ holds image_<number>.png; annotations are not needed."""
     from csist import grokcso
 
@@ -424,13 +424,13 @@ def read_frames(path: Path, shape=(11, 11)) -> tuple[list[str], np.ndarray]:
         if not files:
             raise CommandError(f"no frames in {path / grokcso.FRAME_FOLDER}; frames must be named image_<number>.png")
         chosen = [files[number] for number in sorted(files)]
-        return [file.name for file in chosen], np.stack([grokcso._read_frame(file, shape) for file in chosen])
+        return [file.name for file in chosen], np.stack([grokcso._read_frame(file, shape, depths) for file in chosen])
     if not path.is_file():
         raise CommandError(f"{path} does not exist; give a PNG, an .npy array or a folder with {grokcso.FRAME_FOLDER}/")
     if path.suffix.lower() == ".npy":
         return _read_array(path, shape)
     if path.suffix.lower() == ".png":
-        return [path.name], grokcso._read_frame(path, shape)[None]
+        return [path.name], grokcso._read_frame(path, shape, depths)[None]
     raise CommandError(f"{path}: what kind of file is this? Frames are read from .png, .npy and folders with {grokcso.FRAME_FOLDER}/")
 
 

@@ -207,42 +207,44 @@ def _numbered_files(folder: Path, part: str, pattern: re.Pattern, expected: str)
 # Frames
 
 
-def _read_frame(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """One 8-bit grey frame (rows, columns); size and kind are judged by the header, before anything is decompressed."""
+def _read_frame(path: Path, shape: tuple[int, int], depths=(8,)) -> np.ndarray:
+    """One grey frame (rows, columns) of an allowed depth; size and kind are judged by the header, before anything is decompressed."""
     rows, columns = shape
-    data = _read_capped(path, 1_000_000 + 2 * rows * columns, f"an 8-bit grey PNG of {rows} x {columns} px")
-    _check_png_header(path, data, shape)
+    data = _read_capped(path, 1_000_000 + 4 * rows * columns, f"a grey PNG of {rows} x {columns} px")
+    depth = _check_png_header(path, data, shape, depths)
     image = _pillow()
     try:
         # Decoding alone passes over some flipped bytes; verify() compares every chunk's checksum and uses the image object up.
         image.open(io.BytesIO(data), formats=["PNG"]).verify()
-        _check_rows_complete(data, shape)
+        _check_rows_complete(data, shape, depth // 8)
         with image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            return np.asarray(picture, dtype=np.uint8).reshape(shape)
+            return np.asarray(picture, dtype=np.uint8 if depth == 8 else np.uint16).reshape(shape)
     except Exception as error:  # damage comes as OSError, SyntaxError, ValueError, struct.error or zlib.error
         raise ValueError(f"read_grokcso: {path} is damaged or cut short ({error}); copy or download it again") from error
 
 
-def _check_png_header(path: Path, data: bytes, shape: tuple[int, int]) -> None:
-    """Refuse anything but an 8-bit grey PNG of the right size, from its first 26 bytes: signature, then IHDR with width, height, depth, colour type."""
+def _check_png_header(path: Path, data: bytes, shape: tuple[int, int], depths) -> int:
+    """Depth of a grey PNG; refuses another kind or size, from the first 26 bytes: signature, then IHDR with width, height, depth, colour type."""
     if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise ValueError(f"read_grokcso: {path} is not a PNG file or is cut short in its header; copy or download it again")
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
-    if (depth, colour) != (8, 0):
+    if depth not in depths or colour != 0:
         kind = PNG_COLOUR_TYPES.get(colour, f"unknown colour type {colour}")
-        fix = "convert it to Pillow's mode 'L'" if depth <= 8 else "scale its levels to 0 .. 255 (Pillow's convert('L') would clip them), or use an array"
-        raise ValueError(f"read_grokcso: {path} is a {depth}-bit {kind} PNG; frames must be 8-bit grey: {fix}")
+        deep = "scale its levels to 0 .. 255 (Pillow's convert('L') would clip them), or use an array, or csist unmix --bits"
+        fix = "convert it to Pillow's mode 'L'" if depth <= 8 else deep
+        raise ValueError(f"read_grokcso: {path} is a {depth}-bit {kind} PNG; frames must be {' or '.join(map(str, depths))}-bit grey: {fix}")
     if (height, width) != shape:
         raise ValueError(
             f"read_grokcso: {path} has {height} x {width} px (rows x columns), expected {shape[0]} x {shape[1]}; "
             f"if all frames have that size, pass shape=({height}, {width}), on the command line --shape {height} {width}"
         )
+    return depth
 
 
-def _check_rows_complete(data: bytes, shape: tuple[int, int]) -> None:
+def _check_rows_complete(data: bytes, shape: tuple[int, int], width: int) -> None:
     """Refuse pixel data with fewer or more rows than announced, which Pillow would fill up or drop without a word.
 
-    A row of an 8-bit grey PNG is one filter byte and its pixels. At most one byte more than needed is unpacked. Interlaced files (byte 28) have
+    A row of a grey PNG is one filter byte and its pixels, ``width`` bytes each. At most one byte more than needed is unpacked. Interlaced files (byte 28) have
     another row order and are let through.
     """
     if data[28]:
@@ -253,7 +255,7 @@ def _check_rows_complete(data: bytes, shape: tuple[int, int]) -> None:
         if kind == b"IDAT":
             packed.append(data[at + 8 : at + 8 + length])
         at += 12 + length
-    needed = shape[0] * (shape[1] + 1)
+    needed = shape[0] * (shape[1] * width + 1)
     found = len(zlib.decompressobj().decompress(b"".join(packed), needed + 1))
     if found != needed:
         raise ValueError(f"its pixel data are {'shorter' if found < needed else 'longer'} than {shape[0]} rows")

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 from csist.imaging import FocalPlane, check_frames, check_plane, pixel_profile, pixel_profile_derivative
 from csist.limits import noise_deviation
-from csist.solvers.finding import brightest_block, find_clusters
+from csist.solvers.finding import brightest_block, check_good, find_clusters, patched
 from csist.solvers.least_squares import window_reach
 
 STEPS, SETTLED = 30, 1e-9  # of Gauss and Newton, and the change of sigma after which none is needed [px]
@@ -42,7 +42,7 @@ class PsfWidth(NamedTuple):
     misfit: float  # root mean square of what the fit leaves over, in units of the plane's noise: 1 or less if the PSF is a round Gaussian
 
 
-def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) -> PsfWidth:
+def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None, good=None) -> PsfWidth:
     r"""Width of the PSF from frames that hold one target each.
 
     .. math:: \min_{\sigma,\, x_n, y_n, s_n} \sum_{n,q} \big(s_n\, g_q(x_n, y_n; \sigma) - z_{nq}\big)^2, \qquad
@@ -59,6 +59,8 @@ def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) ->
         Sensor, and a first guess of sigma within a third of the truth; by default the paper's.
     intensity : array (n,), optional
         Known total fluxes [grey levels]. Then the share of the light that a Gaussian accounts for is fitted instead, which is below 1 for a PSF with wings.
+    good : array (rows, columns) of bool, optional
+        False for dead and hot pixels, whose levels tell nothing.
 
     Raises
     ------
@@ -79,13 +81,15 @@ def measure_sigma(frames, plane: FocalPlane | None = None, *, intensity=None) ->
         raise ValueError(f"measure_sigma: intensity must hold one number for each of {len(frames)} frames; got shape {np.shape(intensity)}")
     if intensity is not None and not (np.isfinite(intensity).all() and np.min(intensity) > 0):
         raise ValueError("measure_sigma: intensity must hold finite total fluxes > 0 in grey levels")
+    good = check_good(good, plane.shape)
+    frames = patched(frames, good)
     owner, _ = _clusters(frames, plane)
     if (crowded := np.bincount(owner, minlength=len(frames)) > 1).any():
         raise ValueError(
             f"measure_sigma: every frame must hold one target, but frame {int(np.argmax(crowded))} has light in several places ({int(crowded.sum())} such "
-            "frames); cut it about one target, and set hot pixels to the level of their neighbours"
+            "frames); cut it about one target, and name hot pixels (good=...)"
         )
-    weight = (frames < plane.full_scale) & ~_beyond(frames, plane, window_reach(plane))
+    weight = good & (frames < plane.full_scale) & ~_beyond(frames, plane, window_reach(plane))
     x, y = _centre_of_light(np.where(weight, frames, 0.0))
     light, common = frames.sum((1, 2)) if intensity is None else np.asarray(intensity, dtype=np.float64), np.array([plane.sigma, 1.0])
     for _ in range(STEPS):
@@ -153,17 +157,18 @@ def _beyond(frames: np.ndarray, plane: FocalPlane, reach: int) -> np.ndarray:
     return beyond
 
 
-def _dark(frames: np.ndarray, plane: FocalPlane, caller: str) -> np.ndarray:
-    """True for pixels that no light of their frame's clusters reaches."""
+def _dark(frames: np.ndarray, plane: FocalPlane, good, caller: str) -> np.ndarray:
+    """True for good pixels that no light of their frame's clusters reaches."""
     if not len(frames):
         raise ValueError(f"{caller}: no frame is given")
-    dark = _beyond(frames, plane, window_reach(plane) + DARK_MARGIN)
+    good = check_good(good, plane.shape)
+    dark = good & _beyond(patched(frames, good), plane, window_reach(plane) + DARK_MARGIN)
     if not dark.any((1, 2)).all():
         raise ValueError(f"{caller}: frames of {plane.shape[0]} x {plane.shape[1]} px have no pixel beyond the light's reach; give larger ones")
     return dark
 
 
-def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
+def measure_read_noise(frames, plane: FocalPlane | None = None, *, good=None) -> float:
     r"""Standard deviation of the read noise [grey levels] from the pixels beyond the light of each frame's clusters.
 
     A digitiser without an offset shows the upper half of the noise only: a dark pixel reads :math:`z = \max(0, \operatorname{round} n)`. The mean of
@@ -179,6 +184,8 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
         Grey levels without a background: subtract one first (:func:`subtract_background`).
     plane : FocalPlane, optional
         Says how wide the light is, and whether levels are rounded.
+    good : array (rows, columns) of bool, optional
+        False for dead and hot pixels, whose levels tell nothing.
 
     Raises
     ------
@@ -192,7 +199,7 @@ def measure_read_noise(frames, plane: FocalPlane | None = None) -> float:
     """
     plane = check_plane(plane)
     frames = check_frames(frames, plane.shape, plane.full_scale).astype(np.float64)
-    dark = frames[_dark(frames, plane, "measure_read_noise")]
+    dark = frames[_dark(frames, plane, good, "measure_read_noise")]
     if _is_lifted(dark, plane):
         raise ValueError(f"measure_read_noise: dark pixels read {dark.mean():.3g} on average, a background; subtract it first (subtract_background)")
     power = float(np.mean(dark**2))
@@ -210,7 +217,7 @@ def _is_lifted(dark: np.ndarray, plane: FocalPlane) -> bool:
     return dark.mean() > max(SURE / math.sqrt(dark.size), 0.25) * dark.std()
 
 
-def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
+def subtract_background(frames, plane: FocalPlane | None = None, *, good=None) -> np.ndarray:
     """Frames less the tilted plane that fits the pixels beyond the light of each frame's clusters; saturated pixels stay saturated.
 
     Levels are rounded, and those below zero become zero, if the plane has grey levels (``bits``). So read noise shows half of itself afterwards, as
@@ -222,6 +229,8 @@ def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
         Grey levels.
     plane : FocalPlane, optional
         Says how wide the light is, and which levels are saturated.
+    good : array (rows, columns) of bool, optional
+        False for dead and hot pixels, whose levels tell nothing of the background.
 
     Returns
     -------
@@ -243,7 +252,7 @@ def subtract_background(frames, plane: FocalPlane | None = None) -> np.ndarray:
     i, j = np.mgrid[: plane.shape[0], : plane.shape[1]]
     design = np.stack([np.ones(i.size), i.ravel() - plane.shape[0] / 2, j.ravel() - plane.shape[1] / 2], axis=1)
     cleaned = np.empty(frames.shape)
-    for index, (frame, far) in enumerate(zip(frames, _dark(frames, plane, "subtract_background"))):
+    for index, (frame, far) in enumerate(zip(frames, _dark(frames, plane, good, "subtract_background"))):
         weights = np.linalg.lstsq(design[far.ravel()], frame[far], rcond=None)[0]
         level = frame - (design @ weights).reshape(plane.shape)
         cleaned[index] = np.where(frame >= plane.full_scale, frame, level if plane.bits is None else np.clip(np.rint(level), 0, plane.full_scale))

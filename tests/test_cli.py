@@ -226,6 +226,20 @@ def test_unmix_frames_of_another_focal_plane(capsys, tmp_path):
     assert "sigma must be" in refusal(capsys, "unmix", tmp_path / "frame.npy", "--method", "omp", *sensor[:3], "--sigma", 0)
 
 
+def test_unmix_deep_pictures(capsys, tmp_path):
+    """A PNG of 16 bits is read where the digitiser is said to be that deep, and gives what its array gives."""
+    from PIL import Image
+
+    frame = csist.FocalPlane(bits=12).render(csist.Targets([[[2.0, 8.0]]], [[3000.0]], [1]))[0]
+    Image.fromarray(frame.astype(np.uint16)).save(tmp_path / "deep.png")
+    np.save(tmp_path / "deep.npy", frame)
+    ask = [json_of(capsys, "unmix", tmp_path / name, "--method", "omp", "--bits", 12)["frames"][0]["targets"] for name in ("deep.png", "deep.npy")]
+    assert ask[0] == ask[1] and max(target["intensity"] for target in ask[0]) > 2000
+    assert "csist unmix --bits" in refusal(capsys, "unmix", tmp_path / "deep.png", "--method", "omp")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "deep.png").read_bytes()[:-30])
+    assert "damaged" in refusal(capsys, "unmix", tmp_path / "cut.png", "--method", "omp", "--bits", 12)
+
+
 def test_unmix_told_of_the_scenes(capsys, tmp_path):
     pytest.importorskip("numba")
     np.save(tmp_path / "frame.npy", csist.FocalPlane(bits=12).render(csist.Targets([[[2.3, 7.9]]], [[3000.0]], [1])))

@@ -120,6 +120,28 @@ def test_a_background_beneath_several_clusters_is_taken_away_before_the_noise_is
     assert abs((cleaned - light)[light > 100].mean()) < 1
 
 
+def test_bad_pixels_that_are_named_change_nothing(busy):
+    plane, light, rng = busy
+    noise, good = rng.normal(0, 5, light.shape), np.ones((40, 40), dtype=bool)
+    good[2, 30] = good[15, 15] = good[38, 38] = False
+    frames = plane.digitise(light + noise)
+    spoilt = frames.copy()
+    spoilt[:, 2, 30], spoilt[:, 15, 15], spoilt[:, 38, 38] = 900, 1100, 0
+    assert measure_read_noise(spoilt, plane) > 10
+    assert measure_read_noise(spoilt, plane, good=good) == pytest.approx(5, rel=0.05)
+    told = subtract_background(plane.digitise(np.where(good, light + noise + 200, 900)), plane, good=good)
+    assert abs((told - light)[(light > 100) & good].mean()) < 1
+
+
+def test_a_width_beside_a_hot_pixel_and_with_a_dead_one():
+    frames, good = PLANE.render(stars(9)), np.ones((11, 11), dtype=bool)
+    good[1, 1] = good[4, 5] = False
+    frames[:, 1, 1], frames[:, 4, 5] = 255, 0
+    with pytest.raises(ValueError, match="name hot pixels"):
+        measure_sigma(frames)
+    assert measure_sigma(frames, good=good).sigma == pytest.approx(0.5, abs=0.003)
+
+
 def test_frames_without_grey_levels():
     """Neither rounded nor cut at zero, whatever the unit of the light."""
     plane, rng = FocalPlane((24, 24), bits=None, read_noise=1e-3), np.random.default_rng(0)

@@ -83,11 +83,9 @@ def brightest_block(frames, threshold: float = 0.0) -> np.ndarray:
     return _block_sums(light).max(axis=(1, 2))
 
 
-def check_good(good, shape) -> np.ndarray | None:
-    """The mask of good pixels (rows, columns) as an array of bool, None if all are; a clear error for anything else."""
-    if good is None:
-        return None
-    good = np.asarray(good)
+def check_good(good, shape) -> np.ndarray:
+    """The mask of good pixels (rows, columns) as an array of bool, for None all of them; a clear error for anything else."""
+    good = np.ones(shape, dtype=bool) if good is None else np.asarray(good)
     if good.shape != tuple(shape) or good.dtype != bool:
         raise ValueError(f"good must be an array {tuple(shape)} of bool like the focal plane, False for bad pixels; got {good.dtype} {good.shape}")
     if not good.any():
@@ -95,14 +93,14 @@ def check_good(good, shape) -> np.ndarray | None:
     return good
 
 
-def patched(frames: np.ndarray, good: np.ndarray | None) -> np.ndarray:
+def patched(frames: np.ndarray, good: np.ndarray) -> np.ndarray:
     """Frames (n, rows, columns) with the mean of their good neighbours, 0 without any, in place of bad pixels.
 
     >>> frame = np.full((1, 3, 3), 8.0); frame[0, 1, 1] = 255
     >>> patched(frame, frame[0] < 255)[0, 1].tolist()
     [8.0, 8.0, 8.0]
     """
-    if good is None or good.all():
+    if good.all():
         return frames
     around = ((0, 0), (BLOCK_REACH, BLOCK_REACH), (BLOCK_REACH, BLOCK_REACH))
     light, number = (_block_sums(np.pad(part.astype(np.float64), around)) for part in (frames * good, good[None]))

@@ -251,7 +251,7 @@ def unmix_offgrid(
     _check_whole("unmix_offgrid", seed=(seed, 0), threads=(1 if threads is None else threads, 1))
     frames = _check_levels(frames, plane, "unmix_offgrid")
     problem = _Problem(plane, prior, _load_kernels())
-    clusters = _Clusters(frames, plane, prior, problem.side, check_good(good, plane.shape))
+    clusters = _Clusters(frames, plane, prior, problem.side, good)
     _warn_of_light(frames, clusters, problem, "unmix_offgrid")
     seeds = clusters.hashes() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     answers = _Answers(len(clusters.frame))
@@ -322,7 +322,7 @@ def polish(
     _check_whole("polish", iterations=(iterations, 0), threads=(1 if threads is None else threads, 1))
     frames = _check_levels(frames, plane, "polish")
     problem = _Problem(plane, prior, _load_kernels())
-    clusters = _Clusters(frames, plane, prior, problem.side, check_good(good, plane.shape))
+    clusters = _Clusters(frames, plane, prior, problem.side, good)
     _warn_of_light(frames, clusters, problem, "polish")
     frame, slot, cluster, place = _places(targets, clusters, len(frames), "polish")
     answers = _Answers(len(clusters.frame))
@@ -685,10 +685,9 @@ def _configurations(prior: Prior, effort, fewest: int, most: int, area: float):
 class _Clusters:
     """The pixels about every cluster, frame by frame, padded to the kernels' width; zero weight beyond the frame and where two clusters' windows overlap."""
 
-    def __init__(self, frames: np.ndarray, plane: FocalPlane, prior: Prior, side: int, good: np.ndarray | None = None):
+    def __init__(self, frames: np.ndarray, plane: FocalPlane, prior: Prior, side: int, good=None):
         reach, lanes = side // 2, -(-side // 8) * 8
-        self.plane = plane
-        good = np.ones(plane.shape, dtype=bool) if good is None else good
+        self.plane, good = plane, check_good(good, plane.shape)
         frames = patched(frames, good)
         if prior.cluster:
             least = _least_light(frames, plane, prior)

@@ -19,7 +19,6 @@ import numpy as np
 
 from csist.imaging import FocalPlane, check_plane
 from csist.scenes import Targets
-from csist.solvers.finding import check_good
 from csist.solvers.offgrid import MAX_TARGETS, Prior, _Answers, _as_targets, _check_levels, _check_whole, _Clusters, _load_kernels, _Problem
 
 
@@ -90,7 +89,7 @@ def sample_posterior(frame, plane: FocalPlane | None = None, *, prior: Prior | N
     from csist.solvers._posterior_kernel import sample_frame
 
     problem = _Problem(plane, prior, kernels)
-    clusters = _Clusters(frames, plane, prior, problem.side, check_good(good, plane.shape))
+    clusters = _Clusters(frames, plane, prior, problem.side, good)
     if len(clusters.frame) != 1:
         raise ValueError(f"sample_posterior: the frame must hold one cluster; found {len(clusters.frame)}. Cut the frame about a cluster, or use unmix_offgrid")
     optics, region, plan, per_level, exact = problem.solver("accurate").args
