@@ -25,8 +25,6 @@ FAINT = 0.2  # of the brightest cluster's light: what is brighter is a cluster a
 SIGNIFICANT = 12.0  # if it is brighter than so much of the noise, which no block of 3 x 3 pixels reaches by the noise above the median alone
 SURE = 5.0  # standard deviations by which a background must show
 HARDLY_ANY = 0.2  # grey levels of read noise, below which whole grey levels show nothing of it
-
-
 UNDETERMINED = (
     "is the guess sigma = {:g} px within a third of the truth, is there one target on each frame, with pixels that are not saturated, and are levels those of "
     "the plane's bits?"

@@ -444,21 +444,21 @@ def _check_levels(frames, plane: FocalPlane, caller: str) -> np.ndarray:
 
 def _warn_of_light(frames: np.ndarray, clusters: _Clusters, problem: _Problem, caller: str) -> None:
     """Warn of a background bright enough to begin clusters, and of clusters that hold more light than the prior allows."""
-    prior, plane = problem.prior, clusters.plane
-    dark_somewhere = prior.cluster and math.prod(plane.shape) >= 4 * problem.side**2  # on smaller frames the light may reach everywhere
+    dark_somewhere = problem.prior.cluster and math.prod(clusters.plane.shape) >= 4 * problem.side**2  # on smaller frames the light may reach everywhere
     floor = np.quantile(frames, DARKEST, axis=(1, 2), method="lower") if dark_somewhere and len(frames) else np.zeros(len(frames))
-    lit = BLOCK**2 * floor > _least_light(frames, plane, prior)
+    lit, surplus = BLOCK**2 * floor > clusters.least, problem.surplus(clusters)
     if lit.any():
         worst = int(np.argmax(floor))
         message = (
             f"{int(lit.sum())} of {len(frames)} frames have a background (frame {worst}: at least {floor[worst]:.0f} grey levels nearly everywhere) that is "
             "taken for targets; subtract it first, see csist.instrument.subtract_background"
         )
-    elif (over := problem.surplus(clusters) > 0).any():
-        worst = int(np.argmax(problem.surplus(clusters)))
+    elif (surplus > 0).any():
+        worst = int(np.argmax(surplus))
         message = (
-            f"{int(over.sum())} of {len(over)} clusters hold more light than the prior allows (frame {clusters.frame[worst]}: {clusters.light[worst]:.0f} grey "
-            "levels), so their answers mean little; pass the prior that holds, as prior=Prior(counts=..., intensity=...), with None for what is not known"
+            f"{int((surplus > 0).sum())} of {len(surplus)} clusters hold more light than the prior allows (frame {clusters.frame[worst]}: "
+            f"{clusters.light[worst]:.0f} grey levels), so their answers mean little; pass the prior that holds, as "
+            "prior=Prior(counts=..., intensity=...), with None for what is not known"
         )
     else:
         return
@@ -690,10 +690,11 @@ class _Clusters:
         self.plane, good = plane, check_good(good, plane.shape)
         frames = patched(frames, good)
         if prior.cluster:
-            least = _least_light(frames, plane, prior)
-            self.frame, self.cell = find_clusters(frames, side, _darkness(plane), least)
+            self.least = _least_light(frames, plane, prior)
+            self.frame, self.cell = find_clusters(frames, side, _darkness(plane), self.least)
         else:
-            self.frame = np.flatnonzero(frames.sum((1, 2)) > (FAINT * prior.intensity[0] if prior.intensity else 0))
+            self.least = FAINT * prior.intensity[0] if prior.intensity else 0.0
+            self.frame = np.flatnonzero(frames.sum((1, 2)) > self.least)
             self.cell = np.full((len(self.frame), 2), reach)
         rows, columns = (self.cell[:, axis, None] + side - reach + np.arange(side) for axis in (0, 1))
         window = self.frame[:, None, None], rows[:, :, None], columns[:, None, :]
